@@ -1,0 +1,34 @@
+"""sid-ray: distil a diffusion model into a one-step generator.
+
+    from sid_ray import distill, load_config, load_generator, load_teacher
+    result = distill("digits", overrides={"run.total_kimg": 64})
+    images = load_generator(result.generator).sample(64)
+
+Importing this is quick: torch, Ray and DeepSpeed come in when a name is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sid_ray.config import load_config
+    from sid_ray.launch.trainer import distill
+    from sid_ray.teachers.model_directory import load_generator, load_teacher
+
+__version__ = "0.1.0"
+__all__ = ["distill", "load_config", "load_generator", "load_teacher"]
+
+_HOMES = {
+    "distill": "sid_ray.launch.trainer",
+    "load_config": "sid_ray.config",
+    "load_generator": "sid_ray.teachers.model_directory",
+    "load_teacher": "sid_ray.teachers.model_directory",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sid_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,353 @@
+"""The configuration: one typed tree, validated before anything starts.
+
+Presets and user files are YAML with the sections below; overrides are dotted (`method.alpha`). Every field
+is documented where it stands, and `sid-ray distill --help` prints these texts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sid_ray.errors import UserError
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Teacher(Section):
+    """The pretrained diffusion model to distil."""
+
+    path: str
+    """Model directory of the teacher, or `builtin:digits`."""
+
+
+class Method(Section):
+    """How the generator learns from the teacher (Score identity Distillation)."""
+
+    name: Literal["sid"] = "sid"
+    """Distillation method."""
+    alpha: float = Field(1.2, ge=-10, le=10)
+    """Weight of the paper's second loss term; the most sensitive setting. The paper uses 1.0 and 1.2."""
+    sigma_init: float = Field(2.5, gt=0)
+    """Noise level at which the generator reads its latents."""
+    tmax: float = Field(800, gt=0, le=1000)
+    """Largest time of the generator step's noise levels, of 1000 on Karras' schedule (800 is sigma 24.4)."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout of generator and fake score while training; unset: the teacher's own."""
+    loss_scale_generator: float = Field(100.0, gt=0)
+    """Factor of the generator's loss (lsg)."""
+    loss_scale_fake_score: float = Field(1.0, gt=0)
+    """Factor of the fake score's loss (ls)."""
+    p_mean: float = -1.2
+    """Mean of ln(sigma) in the fake-score step."""
+    p_std: float = Field(1.2, gt=0)
+    """Standard deviation of ln(sigma) in the fake-score step."""
+    latents: Literal["fresh", "shared"] = "fresh"
+    """Draw new latents for the generator step (as published), or share one batch of images between both steps
+    (one generator forward saved; needs memory 'fast' and one micro-batch per worker)."""
+    memory: Literal["fast", "lean", "minimal"] = "fast"
+    """Graphs alive in the generator step: all (11 forward equivalents per image), one frozen network's at a
+    time (12), or one graph in all, the generator's being rebuilt (13)."""
+
+
+class Optimizer(Section):
+    """Adam for both networks, and the generator's moving average."""
+
+    generator_lr: float = Field(1e-5, gt=0, lt=1)
+    """Learning rate of the generator."""
+    fake_score_lr: float = Field(1e-5, gt=0, lt=1)
+    """Learning rate of the fake score."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rates stay (as published) or fall to 0 as a half cosine over run.total_kimg."""
+    generator_beta1: float = Field(0.0, ge=0, lt=1)
+    """Adam's first momentum for the generator; the fake score's is 0."""
+    eps: float | None = Field(None, gt=0)
+    """Adam's epsilon; unset: 1e-8 in fp32, 1e-6 in bf16."""
+    ema_halflife_kimg: float = Field(500, ge=0)
+    """Half-life of the generator's moving average, in thousands of images."""
+    ema_rampup_ratio: float | None = Field(0.05, gt=0)
+    """The half-life is at most this share of the images seen so far; unset: no ramp."""
+    gradient_clip: float | None = Field(None, gt=0)
+    """Largest global gradient norm of either network; unset: no clipping."""
+
+
+class Engine(Section):
+    """DeepSpeed: how the two trained networks are sharded and in which precision they run."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage: shard nothing (0), optimizer state and EMA (1), also gradients (2), also weights (3)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the networks; masters, accumulation, reduction and preconditioning are float32 always."""
+    micro_batch: int = Field(64, ge=1)
+    """Images of one forward pass (a slot). Fixed for a run: random draws belong to slots."""
+
+    @model_validator(mode="after")
+    def _bf16_needs_sharding(self) -> Engine:
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError(
+                "engine.zero_stage: 0 runs in fp32 only (it keeps no fp32 masters); for bf16 use 1 (or 2, 3)"
+            )
+        return self
+
+
+class Batch(Section):
+    """The global batch."""
+
+    size: int = Field(256, ge=1)
+    """Images per iteration over all workers; accumulation is derived from it."""
+
+
+class Init(Section):
+    """Warm start of the trained networks."""
+
+    generator: str | None = None
+    """Model directory to start the generator from; unset: the teacher."""
+    fake_score: str | None = None
+    """Model directory to start the fake score from; unset: the teacher."""
+
+
+class Evaluation(Section):
+    """FID of the averaged generator, on a schedule in images."""
+
+    every_kimg: float = Field(500, gt=0)
+    """Interval of evaluations, in thousands of images; early on it is shorter (1/8, 1/4, 1/2 of it)."""
+    num_images: int = Field(50_000, ge=2)
+    """Images per evaluation, the same for the whole run: FID's bias depends on it."""
+    features: str = "digits"
+    """Feature network of FID."""
+    reference: str = "builtin:digits"
+    """Reference statistics (.npz), or `builtin:digits`."""
+    batch: int = Field(250, ge=1)
+    """Images per forward pass while sampling."""
+    seed: int = Field(0, ge=0)
+    """Seed of the evaluation's latents, the same for the whole run."""
+    confirmations: int = Field(3, ge=0, le=100)
+    """At the end the best generator is measured again this often, with fresh latents each time."""
+    teacher_steps: int = Field(18, ge=0, le=1000)
+    """Heun steps of the teacher's own FID, measured once (18 steps are 35 evaluations); 0: not measured."""
+
+
+class Guard(Section):
+    """When a run that goes wrong is stopped."""
+
+    max_skipped_in_a_row: int = Field(20, ge=1)
+    """Stop after this many iterations in a row whose gradients were not finite."""
+
+
+class Run(Section):
+    """The run: where it lies, how long it is, how often it saves."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run's directory; the same name in the same storage resumes."""
+    storage: str = "runs"
+    """Folder of runs."""
+    total_kimg: float = Field(500_000, gt=0)
+    """Length of the run in thousands of images."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of everything random."""
+    report_every_kimg: float = Field(50, gt=0)
+    """Interval of progress lines and scalars; a stop request is noticed here."""
+    sample_every_kimg: float = Field(500, gt=0)
+    """Interval of sample grids (each also comes with an evaluation)."""
+    checkpoint_every_kimg: float = Field(500, gt=0)
+    """Interval of checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints kept."""
+
+
+class Cluster(Section):
+    """What Ray gives the run."""
+
+    workers: int | Literal["auto"] = "auto"
+    """Number of workers; auto: one per GPU present, or two on a machine without."""
+    use_gpu: bool | Literal["auto"] = "auto"
+    """Whether a worker gets a GPU; auto: if there are any."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """CPUs (and threads) of a worker."""
+    max_failures: int = Field(0, ge=0)
+    """How often lost workers are restarted from the last checkpoint."""
+
+    @field_validator("workers")
+    @classmethod
+    def _at_least_one(cls, workers: int | str) -> int | str:
+        if isinstance(workers, int) and workers < 1:
+            raise ValueError("allowed: 'auto' or a number of at least 1")
+        return workers
+
+
+class Config(Section):
+    """A complete, valid run."""
+
+    description: str = ""
+    """What this preset is, in a sentence."""
+    teacher: Teacher
+    method: Method = Method()
+    optimizer: Optimizer = Optimizer()
+    engine: Engine = Engine()
+    batch: Batch = Batch()
+    init: Init = Init()
+    evaluation: Evaluation = Evaluation()
+    guard: Guard = Guard()
+    run: Run = Run()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Config:
+        if self.batch.size % self.engine.micro_batch:
+            raise ValueError(
+                f"batch.size: {self.batch.size} is not divisible by engine.micro_batch {self.engine.micro_batch}; "
+                f"allowed: multiples of {self.engine.micro_batch} (or another engine.micro_batch)"
+            )
+        if self.method.latents == "shared" and self.method.memory != "fast":
+            raise ValueError(f"method.latents: 'shared' needs method.memory 'fast', not {self.method.memory!r}")
+        return self
+
+    @property
+    def num_slots(self) -> int:
+        """Slots (forward passes of one micro-batch) that make up the global batch."""
+        return self.batch.size // self.engine.micro_batch
+
+    @property
+    def total_nimg(self) -> int:
+        """Length of the run in images."""
+        return round(self.run.total_kimg * 1000)
+
+    @property
+    def adam_eps(self) -> float:
+        """Adam's epsilon with its default by precision."""
+        return self.optimizer.eps or (1e-8 if self.engine.precision == "fp32" else 1e-6)
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML that `load_config` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+MAY_CHANGE_ON_RESUME = (
+    "description", "cluster", "guard", "engine.zero_stage", "engine.precision", "method.memory",
+    "run.total_kimg", "run.report_every_kimg", "run.sample_every_kimg", "run.checkpoint_every_kimg",
+    "run.keep_checkpoints", "run.storage", "evaluation.every_kimg", "evaluation.batch", "evaluation.confirmations",
+)  # fmt: skip
+"""Sections and fields with which a run may be continued differently; all others make another run."""
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(p.stem for p in PRESETS.glob("*.yaml"))
+
+
+def load_config(preset_or_yaml: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of a preset or a YAML file, with dotted overrides such as {"method.alpha": 1.0}.
+
+    Values may be Python values or text as typed on a command line. UserError names the field, the value and
+    what is allowed. A preset's runs are called after it unless `run.name` says otherwise.
+    """
+    path = PRESETS / f"{preset_or_yaml}.yaml"
+    if preset_or_yaml not in preset_names():
+        path = Path(preset_or_yaml).expanduser()
+        if not path.is_file():
+            hint = _did_you_mean(preset_or_yaml, preset_names())
+            raise UserError(
+                f"preset: there is no preset or YAML file {preset_or_yaml!r}{hint}; "
+                f"presets: {', '.join(preset_names())}"
+            )
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected sections such as 'method:' and 'run:', found {type(tree).__name__}")
+    tree.setdefault("run", {})
+    if isinstance(tree["run"], dict):
+        tree["run"].setdefault("name", path.stem)
+    for dotted, value in (overrides or {}).items():
+        _override(tree, dotted, value)
+    return parse_config(tree)
+
+
+def parse_config(tree: Any) -> Config:
+    """Validate a nested mapping. UserError lists every wrong field with its value and what is allowed."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(e) for e in error.errors())) from error
+
+
+def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All leaf fields as (dotted name, pydantic FieldInfo), in order."""
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            yield from fields(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info
+
+
+def differences(old: Config, new: Config) -> tuple[list[str], list[str]]:
+    """Fields in which two configurations differ, as "field: old -> new": (those that may, those that may not)."""
+    before, after = _flat(old.model_dump()), _flat(new.model_dump())
+    free: list[str] = []
+    fixed: list[str] = []
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            text = f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
+            (free if name.startswith(MAY_CHANGE_ON_RESUME) else fixed).append(text)
+    return free, fixed
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    names = [name for name, _ in fields()]
+    if dotted not in names:
+        raise UserError(f"{dotted}: there is no such field{_did_you_mean(dotted, names)}")
+    *sections, last = dotted.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[last] = _yaml_scalar(value) if isinstance(value, str) else value
+
+
+def _yaml_scalar(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, (bool, int, float, type(None))) else text
+
+
+def _explain(error: Any) -> str:
+    """One validation error of pydantic in the form "field: value is not allowed; allowed: ..."."""
+    parts = [str(p) for p in error["loc"] if str(p) in _NAMES]
+    field = ".".join(parts)
+    kind, value = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        unknown = ".".join(str(p) for p in error["loc"])
+        return f"{unknown}: there is no such field{_did_you_mean(unknown, [name for name, _ in fields()])}"
+    if kind == "missing":
+        return f"{field}: is required and missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(value, dict):  # a check over several fields names them itself
+        return f"{field}: {message}" if field and not message.startswith(field) else message
+    return f"{field}: {value!r} is not allowed; {message[0].lower()}{message[1:]}"
+
+
+def _did_you_mean(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+_NAMES = {part for name, _ in fields() for part in name.split(".")}

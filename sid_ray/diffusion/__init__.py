@@ -1,0 +1,1 @@
+"""EDM mathematics and networks, in plain torch."""

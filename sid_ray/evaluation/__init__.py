@@ -1,0 +1,1 @@
+"""Features, FID, reference statistics, pictures."""

@@ -1,0 +1,143 @@
+"""Fréchet inception distance of generated images (Heusel et al. 2017, arXiv 1706.08500)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sid_ray.diffusion.denoiser import EDMDenoiser
+from sid_ray.diffusion.generator import draw_latents, generate
+from sid_ray.diffusion.sampler import heun_sample
+from sid_ray.errors import UserError
+from sid_ray.evaluation.features import FeatureNetwork
+from sid_ray.evaluation.statistics import FeatureStatistics, ReferenceStatistics
+
+Sampler = Callable[[range], Tensor]
+"""Image numbers -> their images, float (n, C, H, W), about [-1, 1]."""
+
+
+def quantise(images: Tensor) -> Tensor:
+    """Float images in about [-1, 1] as uint8 0..255: (x 127.5 + 128) clipped and truncated, as EDM's metrics do."""
+    return (images * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+class _GivenStatistics(nn.Module):
+    """Stands where torchmetrics expects a feature network, when the features are already summed."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+
+def frechet_distance(statistics: FeatureStatistics, reference: ReferenceStatistics) -> float:
+    """FID between generated features and a reference, by torchmetrics, in float64; NaN if a sum is not finite.
+
+    torchmetrics keeps the very sums that `FeatureStatistics` holds, so its states are filled with them and its
+    `compute` does the rest. The reference's sums are rebuilt from mean and covariance; their number of images
+    cancels out. UserError if the dimensions differ, ValueError for fewer than two images.
+    """
+    d = len(statistics.sum)
+    if reference.mu.shape != (d,):
+        raise UserError(
+            f"evaluation.reference: its features have dimension {len(reference.mu)} "
+            f"({reference.features or 'network not recorded'}), those of evaluation.features have {d}"
+        )
+    if statistics.num < 2:
+        raise ValueError(f"FID needs two images or more, got {statistics.num}")
+    total, outer = statistics.sum.cpu(), statistics.outer.cpu()
+    if not bool(total.isfinite().all() and outer.isfinite().all()):
+        return math.nan
+
+    # torchmetrics takes seconds to import.
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class SummedFID(FrechetInceptionDistance):
+        """FID whose update takes sums instead of images."""
+
+        def update(self, sums: FeatureStatistics, real: bool) -> None:  # type: ignore[override]
+            self.orig_dtype = torch.float64  # the precision of the answer
+            side = "real" if real else "fake"
+            setattr(self, f"{side}_features_sum", sums.sum)
+            setattr(self, f"{side}_features_cov_sum", sums.outer)
+            setattr(self, f"{side}_features_num_samples", torch.tensor(sums.num))
+
+    mu, sigma = torch.from_numpy(reference.mu), torch.from_numpy(reference.sigma)
+    num = max(reference.num, 2)
+    metric = SummedFID(feature=_GivenStatistics(d), sync_on_compute=False)
+    metric.update(FeatureStatistics(num, num * mu, (num - 1) * sigma + num * mu.outer(mu)), real=True)
+    metric.update(FeatureStatistics(statistics.num, total, outer), real=False)
+    return float(metric.compute())
+
+
+@torch.no_grad()
+def generator_statistics(
+    sample: Sampler, num_images: int, features: FeatureNetwork, batch: int, rank: int = 0, world_size: int = 1
+) -> FeatureStatistics:
+    """Feature statistics of the images rank, rank + world_size, ... below `num_images`, on the CPU.
+
+    At most `batch` images are in memory at a time. No collectives: the caller reduces over ranks. An image that
+    is not finite makes the sums NaN, because quantising it would pass it off as an ordinary image.
+    """
+    own = range(rank, num_images, world_size)
+    statistics = FeatureStatistics.zeros(features.num_features)
+    for start in range(0, len(own), batch):
+        images = sample(own[start : start + batch])
+        extracted = features(quantise(images)).double()
+        finite = images.isfinite().flatten(1).all(1)
+        extracted = extracted.masked_fill(~finite[:, None], math.nan)
+        statistics = statistics + _to_cpu(FeatureStatistics.of(extracted))
+    return statistics
+
+
+def _to_cpu(statistics: FeatureStatistics) -> FeatureStatistics:
+    return FeatureStatistics(statistics.num, statistics.sum.cpu(), statistics.outer.cpu())
+
+
+def image_statistics(images: Tensor, features: FeatureNetwork, batch: int = 512) -> FeatureStatistics:
+    """Feature statistics of uint8 images (N, C, H, W), on the CPU."""
+    statistics = FeatureStatistics.zeros(features.num_features)
+    with torch.no_grad():
+        for part in images.split(batch):
+            statistics = statistics + _to_cpu(FeatureStatistics.of(features(part)))
+    return statistics
+
+
+def one_step_sampler(
+    denoiser: EDMDenoiser, sigma_init: float, seed: int, device: torch.device | str = "cpu"
+) -> Sampler:
+    """Images of a one-step generator by their numbers, D(sigma_init z; sigma_init); labels drawn per image.
+
+    `denoiser`: on `device` and in eval mode (ValueError otherwise). Image i depends on (seed, i) only, to rounding.
+    """
+    _check_eval(denoiser)
+
+    @torch.no_grad()
+    def sample(numbers: range) -> Tensor:
+        z, labels = draw_latents(denoiser, seed, numbers)
+        return generate(denoiser, z.to(device), sigma_init, None if labels is None else labels.to(device))
+
+    return sample
+
+
+def heun_sampler(denoiser: EDMDenoiser, seed: int, num_steps: int = 18, device: torch.device | str = "cpu") -> Sampler:
+    """Images of a diffusion model by their numbers, in 2 num_steps - 1 evaluations; labels drawn per image.
+
+    `denoiser`: on `device` and in eval mode (ValueError otherwise). Image i depends on (seed, i) only, to rounding.
+    """
+    _check_eval(denoiser)
+
+    @torch.no_grad()
+    def sample(numbers: range) -> Tensor:
+        z, drawn = draw_latents(denoiser, seed, numbers)
+        labels = None if drawn is None else drawn.to(device)
+        return heun_sample(lambda x, sigma: denoiser(x, sigma, labels), z.to(device), num_steps)
+
+    return sample
+
+
+def _check_eval(denoiser: nn.Module) -> None:
+    if denoiser.training:
+        raise ValueError("the denoiser is in train mode: its dropout would be measured too; call .eval() first")

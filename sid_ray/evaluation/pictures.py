@@ -1,0 +1,82 @@
+"""Pictures that people look at: sample grids and the FID curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sid_ray.diffusion.generator import OneStepGenerator
+from sid_ray.evaluation.fid import quantise
+
+SMALLEST_SIDE = 48
+"""Images smaller than this many pixels are enlarged, so that a person can see them."""
+GAP, GREY = 2, 96
+"""Border of each image in a grid: pixels, and their value."""
+
+
+def tile(images: Tensor, columns: int) -> NDArray[np.uint8]:
+    """Float images (N, C, H, W) in about [-1, 1] as one uint8 picture (rows H', columns W', C), row by row.
+
+    Small images are enlarged, and a grey gap keeps neighbours apart.
+    """
+    pixels = quantise(images).cpu()
+    zoom = -(-SMALLEST_SIDE // pixels.shape[-1])
+    pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    pixels = torch.nn.functional.pad(pixels, (GAP, GAP, GAP, GAP), value=GREY)
+    missing = -len(pixels) % columns
+    pixels = torch.cat([pixels, pixels.new_full((missing, *pixels.shape[1:]), GREY)])
+    n, c, h, w = pixels.shape
+    grid = pixels.reshape(n // columns, columns, c, h, w).permute(0, 3, 1, 4, 2)
+    return grid.reshape(n // columns * h, columns * w, c).numpy()
+
+
+def save_png(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write a picture (H, W, 1 or 3) as PNG, in one step."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}")
+    Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(aside, format="PNG")
+    aside.replace(path)
+
+
+def sample_grid(generator: OneStepGenerator, seed: int = 0, most_classes: int = 10) -> tuple[Tensor, int]:
+    """Images from fixed latents and the number of columns: ten of each class in a row, or 8 by 8 without classes."""
+    if not generator.label_dim:
+        return generator.sample(64, seed=seed), 8
+    classes = min(generator.label_dim, most_classes)
+    labels = torch.arange(classes).repeat_interleave(10)
+    return generator.sample(len(labels), seed=seed, class_labels=labels), 10
+
+
+def plot_fid(path: Path, nimg: Sequence[int], fid: Sequence[float], teacher_fid: float | None, title: str) -> None:
+    """FID against images, both logarithmic, with the teacher's FID as a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    points = [(n / 1000, f) for n, f in zip(nimg, fid, strict=True) if n > 0]
+    axes.loglog([n for n, _ in points], [f for _, f in points], "o-", markersize=4, label="one-step generator (EMA)")
+    start = [f for n, f in zip(nimg, fid, strict=True) if n == 0]
+    if start:
+        axes.axhline(start[0], color="grey", linestyle=":", label=f"before training: {start[0]:.3g}")
+    if teacher_fid is not None:
+        axes.axhline(teacher_fid, color="tab:red", linestyle="--", label=f"teacher, many steps: {teacher_fid:.3g}")
+    axes.set(xlabel="thousands of images", ylabel="FID", title=title)
+    for axis in (axes.xaxis, axes.yaxis):  # plain numbers, few enough to read
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend()
+    aside = path.with_name(f".{path.name}")
+    figure.savefig(aside, dpi=120, format="png")
+    aside.replace(path)

@@ -1,0 +1,104 @@
+"""What the driver's terminal shows: a bar on a terminal, plain lines elsewhere, a summary at the end."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from sid_ray.training.evaluator import mean_and_deviation
+from sid_ray.training.outside import duration, progress_line
+from sid_ray.training.progress import Progress as Counters
+from sid_ray.training.run_directory import RunDirectory
+
+
+class Display:
+    """Live progress of a run. `quiet` shows nothing."""
+
+    def __init__(self, total_kimg: float, quiet: bool = False):
+        self.quiet = quiet
+        self.bar: Progress | None = None
+        if sys.stdout.isatty() and not quiet:
+            columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[line]}")
+            self.bar = Progress(*columns)
+            self.task = self.bar.add_task("distilling", total=total_kimg, line="starting workers")
+            self.bar.start()
+
+    def note(self, text: str) -> None:
+        """Say something beside the progress."""
+        if self.bar:
+            self.bar.console.print(text, highlight=False, markup=False)
+        elif not self.quiet:
+            print(text, flush=True)
+
+    def update(self, report: dict[str, Any]) -> None:
+        """Show a report."""
+        if self.bar:
+            self.bar.update(self.task, completed=report["kimg"], line=progress_line(report).strip())
+        elif not self.quiet:
+            print(progress_line(report), flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.bar:
+            self.bar.stop()
+
+
+def print_summary(run: RunDirectory, p: Counters, total_kimg: float) -> None:
+    """Initial, final and best FID, the teacher's, where everything is, and what to try next."""
+    finished = p.nimg >= total_kimg * 1000
+    table = Table(title=f"{run.path.name}: {p.nimg / 1000:g} of {total_kimg:g} kimg", show_header=False)
+    rows = [
+        ("FID before training", _number(p.initial_fid)),
+        ("FID now", _number(p.fid)),
+        ("best FID", f"{_number(p.best_fid)} at {(p.best_nimg or 0) / 1000:g} kimg"),
+    ]
+    if p.confirmed_fids:
+        rows.append(("best again, fresh latents", mean_and_deviation(p.confirmed_fids)))
+    if p.teacher_fid is not None:
+        rows.append(("FID of the teacher", _number(p.teacher_fid)))
+    honest = statistics.fmean(p.confirmed_fids) if p.confirmed_fids else p.best_fid
+    if p.initial_fid and honest:
+        rows.append(("improvement", f"{p.initial_fid / honest:.1f} times lower"))
+    skipped = p.generator_skipped + p.fake_score_skipped
+    rows += [("time in training steps", duration(p.seconds)), ("skipped steps", str(skipped))]
+    rows += [
+        ("generator", _shown(run.generator)),
+        ("samples", _shown(run.samples)),
+        ("FID curve", _shown(run.fid_plot)),
+        ("TensorBoard", _shown(run.tensorboard)),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    generator = _shown(run.generator)
+    following = [
+        f"sid-ray generate {generator} --num 100 --out grid.png",
+        f"sid-ray evaluate {generator} --num 10000",
+        f"tensorboard --logdir {_shown(run.tensorboard)}",
+    ]
+    if finished:
+        following.append(
+            f"sid-ray distill ... --run.total_kimg {4 * total_kimg:g}   (the same command goes on from here)"
+        )
+    else:
+        following.insert(0, "the same command again   (resumes)")
+    console.print("Next:\n  " + "\n  ".join(following), markup=False)
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"
+
+
+def _shown(path: Path) -> str:
+    """The path as the user would type it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,1 @@
+"""Where a teacher comes from, and how models lie on disk."""

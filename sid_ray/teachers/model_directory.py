@@ -1,0 +1,142 @@
+"""The model directory: how a teacher or a generator lies on disk.
+
+`model.safetensors` (float32 weights by EDM's parameter names), `config.json` (a `ModelConfig`) and
+`README.md` (the model card). No pickle, and nothing is loaded that does not match exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sid_ray.diffusion.denoiser import EDMDenoiser
+from sid_ray.diffusion.generator import OneStepGenerator
+from sid_ray.errors import UserError
+
+FORMAT = 1
+ASSETS = Path(__file__).parent.parent / "assets"
+BUILTIN = "builtin:"
+"""Prefix of the teachers that come with the package, as in `builtin:digits`."""
+
+
+class ModelConfig(BaseModel):
+    """`config.json` of a model directory."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    format: Literal[1] = 1
+    """Version of this format."""
+    kind: Literal["teacher", "generator"]
+    """A teacher is sampled in many steps, a generator in one."""
+    network: dict[str, Any]
+    """Arguments of `EDMDenoiser`: the architecture, by EDM's names."""
+    sigma_data: float = 0.5
+    """Standard deviation of the training images."""
+    sigma_init: float | None = None
+    """Noise level of the generator's input; None for a teacher."""
+    label_names: list[str] | None = None
+    """Names of the classes, in order."""
+    licence: str = "unknown"
+    """Licence of the weights; a generator inherits its teacher's."""
+    provenance: dict[str, Any] = {}
+    """Where the weights come from: source, its sha256, how they were made and measured."""
+
+    def build(self) -> EDMDenoiser:
+        """The network with fresh weights."""
+        return EDMDenoiser(sigma_data=self.sigma_data, **self.network)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step: a reader sees the old one or the new one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def save_model(directory: Path, state: dict[str, Tensor], config: ModelConfig, card: str) -> None:
+    """Write a model directory; each file is replaced in one step, the configuration last.
+
+    `state`: the denoiser's state dict; stored as contiguous float32 on the CPU.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in state.items()}
+    aside = directory / f".model.safetensors.{os.getpid()}"
+    save_file(tensors, aside, metadata={"format": "pt"})
+    aside.replace(directory / "model.safetensors")
+    write_text(directory / "README.md", card)
+    write_text(directory / "config.json", config.model_dump_json(indent=2) + "\n")
+
+
+def resolve_model(path: str, field: str = "model") -> Path:
+    """The directory meant by `path`: a model directory, or `builtin:NAME`. UserError if there is none."""
+    builtin = sorted(p.parent.name for p in ASSETS.glob("*/config.json"))
+    if path.startswith(BUILTIN):
+        directory = ASSETS / path.removeprefix(BUILTIN)
+        if directory.name not in builtin:
+            raise UserError(
+                f"{field}: there is no built-in model {path!r}; built in: {', '.join(BUILTIN + b for b in builtin)}"
+            )
+        return directory
+    directory = Path(path).expanduser()
+    if not (directory / "config.json").is_file():
+        what = "has no config.json" if directory.is_dir() else "does not exist"
+        raise UserError(
+            f"{field}: {path!r} is not a model directory ({what}); allowed: a directory with config.json and "
+            f"model.safetensors, or one of {', '.join(BUILTIN + b for b in builtin)}"
+        )
+    return directory
+
+
+def read_model_config(path: str, field: str = "model") -> ModelConfig:
+    """Configuration of the model at `path`, without its weights. UserError if it is missing or malformed."""
+    file = resolve_model(path, field) / "config.json"
+    try:
+        return ModelConfig.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, ValidationError) as error:
+        raise UserError(f"{field}: {file} is not a model configuration this version reads: {error}") from error
+
+
+def load_denoiser(path: str, field: str = "model") -> tuple[EDMDenoiser, ModelConfig]:
+    """Network with its weights, in eval mode, and its configuration. UserError if anything does not match."""
+    config = read_model_config(path, field)
+    weights = resolve_model(path, field) / "model.safetensors"
+    try:
+        denoiser = config.build()
+        denoiser.load_state_dict(load_file(weights), strict=True)
+    except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{field}: {weights} does not hold the weights that config.json describes: {error}") from error
+    return denoiser.eval(), config
+
+
+def load_teacher(path: str) -> EDMDenoiser:
+    """A frozen denoiser D(x, sigma, class_labels=None, augment_labels=None) from a model directory.
+
+    `path`: a directory or `builtin:digits`. UserError if it is missing or does not match.
+    """
+    return load_denoiser(path, "teacher.path")[0].requires_grad_(False)
+
+
+def load_generator(path: str) -> OneStepGenerator:
+    """A one-step generator from a model directory; `.sample(num, seed=0, class_labels=None)` draws images.
+
+    UserError if it is missing, does not match, or is a teacher.
+    """
+    denoiser, config = load_denoiser(str(path), "generator")
+    if config.kind != "generator" or config.sigma_init is None:
+        raise UserError(f"generator: {path!r} holds a {config.kind}, not a one-step generator")
+    return OneStepGenerator(denoiser, config.sigma_init)

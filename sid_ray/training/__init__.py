@@ -1,0 +1,1 @@
+"""One worker's life; runs under Ray, under torchrun or alone."""

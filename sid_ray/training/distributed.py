@@ -1,0 +1,61 @@
+"""Where this worker stands among the others: rank, size, device, and the few collectives of our own."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """One worker's place; torch.distributed is initialised, with size 1 in a plain process."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker writes what is written once."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the workers, on every one of them."""
+        dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any worker."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def barrier(self) -> None:
+        """Wait for all workers."""
+        self.sum(torch.zeros(1, device=self.device))
+
+
+def join_world() -> World:
+    """Join the process group that the launcher described, or make one of a single worker.
+
+    Ray Train initialises the group itself; torchrun describes it in the environment; a plain process gets a
+    group of its own.
+    """
+    gpu = torch.cuda.is_available()
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if not dist.is_initialized():
+        backend = "nccl" if gpu else "gloo"
+        if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    # DeepSpeed reads these, whoever initialised the group.
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))
+    os.environ.setdefault("RANK", str(dist.get_rank()))
+    os.environ.setdefault("WORLD_SIZE", str(dist.get_world_size()))
+    device = torch.device("cuda", local_rank % torch.cuda.device_count()) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    return World(dist.get_rank(), dist.get_world_size(), device)

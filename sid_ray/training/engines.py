@@ -1,0 +1,276 @@
+"""The trained networks inside DeepSpeed engines.
+
+All that the project knows about DeepSpeed is here. Gradient flows through the fake score while the generator
+learns: networks are therefore always called as `.module`, never through the engine's own forward, whose hooks
+would take those gradients for the fake score's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sid_ray.config import Config
+from sid_ray.diffusion.denoiser import EDMDenoiser
+from sid_ray.training.distributed import World
+from sid_ray.training.optimizer import AdamWithEMA
+
+STATE_KEYS = ("exp_avg", "exp_avg_sq")
+LARGEST_BUCKET = 12_288 * 4096
+"""Elements (5e7) that DeepSpeed reduces or gathers at once; its default of 5e8 would waste gigabytes."""
+
+
+def _deepspeed() -> Any:
+    """Import DeepSpeed, set up for the machine at hand."""
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed import ops
+    from deepspeed.utils import logger
+
+    logger.setLevel("ERROR")
+    if not torch.cuda.is_available():
+        # Else the first start compiles a shared-memory extension: a minute, a compiler, a lock that can hang.
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _engine_config(config: Config, module: nn.Module, slots_per_rank: int, world_size: int) -> dict[str, Any]:
+    numel = sum(p.numel() for p in module.parameters())
+    bucket = min(LARGEST_BUCKET, -(-numel // 4096) * 4096)  # DeepSpeed wants it aligned
+    return {
+        "train_micro_batch_size_per_gpu": config.engine.micro_batch,
+        "gradient_accumulation_steps": slots_per_rank,
+        "train_batch_size": config.engine.micro_batch * slots_per_rank * world_size,
+        "gradient_clipping": config.optimizer.gradient_clip or 0.0,
+        "zero_optimization": {
+            "stage": config.engine.zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "overlap_comm": torch.cuda.is_available(),
+        },
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": config.engine.precision == "bf16", "check_grad_overflow": True},
+        # float32 from the first addition to the last, else the number of workers would change the result.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "steps_per_print": 10**12,
+    }
+
+
+class TrainedNetwork:
+    """A network that learns: its module, its sharded optimizer and, for the generator, its average.
+
+    Use `module` for every forward pass, `backward` with this rank's share of the loss, then `step`; the update
+    happens at the last slot. Losses are summed over ranks and slots: divide by the global batch yourself.
+    """
+
+    def __init__(
+        self, denoiser: EDMDenoiser, config: Config, world: World, slots_per_rank: int, *, beta1: float, ema: bool
+    ):
+        self.world, self.slots_per_rank = world, slots_per_rank
+        self.stage, self.has_ema = config.engine.zero_stage, ema
+        weights = {name: p.detach().float().cpu().clone() for name, p in denoiser.named_parameters()}
+        optimizer = AdamWithEMA(
+            denoiser.parameters(),
+            lr=0.0,
+            betas=(beta1, 0.999),
+            eps=config.adam_eps,
+            ema=ema,
+            check_finite=self.stage == 0,
+            clip=config.optimizer.gradient_clip if self.stage == 0 else None,
+        )
+        engine_config = _engine_config(config, denoiser, slots_per_rank, world.size)
+        if self.stage == 0:
+            engine_config["gradient_clipping"] = 0.0  # AdamWithEMA clips there, where it knows the norm anyway
+        self.engine, *_ = _deepspeed().initialize(
+            model=denoiser, optimizer=optimizer, config=engine_config, dist_init_required=False
+        )
+        self.adam = optimizer
+        self._create_optimizer_state(weights)
+
+    @property
+    def module(self) -> nn.Module:
+        """The network, to be called for every forward pass."""
+        return self.engine.module
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped since the start of this process because a gradient was not finite."""
+        return int(self.engine.skipped_steps)
+
+    @property
+    def gradient_norm(self) -> float:
+        """Global gradient norm of the last step; inf if it was skipped."""
+        return float(self.engine.get_global_grad_norm() or 0.0)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of this rank's loss; the sum over ranks and slots is what `step` uses."""
+        if self.stage > 0:
+            # The engine's own forward, which we never call, would say here that a new slot begins; without it
+            # ZeRO-3 overwrites the accumulated gradients of the slot before.
+            self.engine.optimizer.clear_backward_seen_flag()
+        self.engine.backward(loss * self.world.size, scale_wrt_gas=False)  # DeepSpeed averages over ranks
+
+    def step(self) -> None:
+        """Advance by one slot; at the last one update the parameters, or skip if a gradient is not finite."""
+        self.engine.step()
+
+    def set_rates(self, lr: float, ema_beta: float | None = None) -> None:
+        """Learning rate, and the share of the old average that is kept, of the next step."""
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+            group["ema_beta"] = ema_beta if self.has_ema else None
+
+    @contextmanager
+    def frozen(self) -> Iterator[nn.Module]:
+        """The module in eval mode with parameters that take no gradient."""
+        self.module.eval().requires_grad_(False)
+        try:
+            yield self.module
+        finally:
+            self.module.requires_grad_(True)
+
+    def gather(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yield for each parameter its name and full float32 tensors: `weight`, Adam's moments, `ema`.
+
+        Collective: every rank must consume it to the end. The tensors are valid until the next item.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        keys = (*STATE_KEYS, "ema") if self.has_ema else STATE_KEYS
+        for name, p in self.module.named_parameters():
+            if self.stage == 0:
+                yield name, {"weight": p.detach()} | {key: self.adam.state[p][key] for key in keys}
+            else:
+                states = {key: safe_get_full_optimizer_state(p, key) for key in keys}
+                yield name, {"weight": safe_get_full_fp32_param(p)} | states
+
+    def average(self) -> dict[str, Tensor]:
+        """Full moving average on the CPU, with the buffers: a plain state dict. Collective."""
+        state = {name: b.detach().float().cpu() for name, b in self.module.named_buffers()}
+        return state | {name: tensors["ema"].cpu().clone() for name, tensors in self.gather()}
+
+    def load(self, tensors: dict[str, dict[str, Tensor]], steps: int) -> None:
+        """Set weights, moments and average by parameter name, and Adam's step count.
+
+        The module must have been built with these weights already: only then do its low-precision copies
+        agree with the float32 masters.
+        """
+        with torch.no_grad():
+            for name, p in self.module.named_parameters():
+                for key, value in tensors[name].items():
+                    self._set(p, key, value.to(p.device))
+        for state in self.adam.state.values():
+            state["step"].fill_(steps)
+
+    def destroy(self) -> None:
+        """Let go of DeepSpeed's hooks and buffers."""
+        self.engine.destroy()
+
+    def _set(self, p: Tensor, key: str, value: Tensor) -> None:
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        if self.stage == 0:
+            (p if key == "weight" else self.adam.state[p][key]).copy_(value)
+        elif self.stage == 3:
+            # The setters of full values fail where a parameter does not divide evenly, so cut the share here.
+            share = p.ds_tensor.ds_numel  # type: ignore[attr-defined]
+            padded = torch.nn.functional.pad(value.flatten(), (0, share * self.world.size - value.numel()))
+            local = padded[share * self.world.rank :][:share].clone()
+            if key == "weight":
+                safe_set_local_fp32_param(p, local)
+            else:
+                safe_set_local_optimizer_state(p, local, key)
+        elif key == "weight":
+            safe_set_full_fp32_param(p, value)
+        else:
+            safe_set_full_optimizer_state(p, value, key)
+
+    def _create_optimizer_state(self, weights: dict[str, Tensor]) -> None:
+        """Bring the optimizer state into being with a step of learning rate 0, then set it as if there was none.
+
+        `weights`: the exact float32 ones; in bf16, DeepSpeed's masters start from rounded copies of them.
+        """
+        denoiser = self.module
+        shape = denoiser.image_shape
+        for _ in range(self.slots_per_rank):
+            ones = torch.ones(1, *shape, device=self.engine.device)  # type: ignore[misc]
+            self.backward(denoiser(ones, 1.0).mean())
+            self.step()
+        zeros = {name: torch.zeros_like(w) for name, w in weights.items()}
+        self.load(
+            {
+                name: {"weight": w, "exp_avg": zeros[name], "exp_avg_sq": zeros[name]}
+                | ({"ema": w} if self.has_ema else {})
+                for name, w in weights.items()
+            },
+            steps=0,
+        )
+
+
+@dataclass
+class Networks:
+    """The three networks of SiD on one worker."""
+
+    teacher: nn.Module
+    """Frozen, in the run's precision."""
+    generator: TrainedNetwork
+    fake_score: TrainedNetwork
+    plain: EDMDenoiser
+    """An ordinary float32 network of the same architecture, for evaluating averages."""
+
+
+def build_networks(
+    config: Config,
+    world: World,
+    slots_per_rank: int,
+    teacher: EDMDenoiser,
+    generator: EDMDenoiser,
+    fake_score: EDMDenoiser,
+) -> Networks:
+    """Engines for generator and fake score, and the teacher beside them; all ranks together.
+
+    The given modules are taken over. `generator` and `fake_score` hold their initial float32 weights.
+    """
+    dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
+    plain = copy.deepcopy(teacher).to(world.device).eval().requires_grad_(False)
+    teacher = teacher.to(world.device, dtype).eval().requires_grad_(False)
+    frozen: nn.Module = teacher
+    if config.engine.zero_stage == 3:
+        engine_config = _engine_config(config, teacher, slots_per_rank, world.size)
+        frozen = _deepspeed().initialize(model=teacher, config=engine_config, dist_init_required=False)[0].module
+    for network in (generator, fake_score):
+        set_dropout(network, config.method.dropout)
+        network.to(world.device).train().requires_grad_(True)
+    return Networks(
+        teacher=frozen,
+        generator=TrainedNetwork(
+            generator, config, world, slots_per_rank, beta1=config.optimizer.generator_beta1, ema=True
+        ),
+        fake_score=TrainedNetwork(fake_score, config, world, slots_per_rank, beta1=0.0, ema=False),
+        plain=plain,
+    )
+
+
+def set_dropout(denoiser: EDMDenoiser, dropout: float | None) -> None:
+    """Set the dropout of every block; None leaves it."""
+    from sid_ray.diffusion.networks.layers import UNetBlock
+
+    if dropout is not None:
+        for module in denoiser.modules():
+            if isinstance(module, UNetBlock):
+                module.dropout = dropout

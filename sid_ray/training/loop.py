@@ -1,0 +1,194 @@
+"""The training loop: SiD's iteration, and after it whatever is due at this image count."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sid_ray.config import Config
+from sid_ray.evaluation.pictures import sample_grid, tile
+from sid_ray.teachers.model_directory import write_text
+from sid_ray.training.board import Board
+from sid_ray.training.checkpoints import save_checkpoint
+from sid_ray.training.distributed import World
+from sid_ray.training.engines import Networks
+from sid_ray.training.evaluator import Evaluator
+from sid_ray.training.outside import Outside
+from sid_ray.training.progress import Progress
+from sid_ray.training.run_directory import RunDirectory
+from sid_ray.training.schedules import crossed, ema_beta, evaluation_due, learning_rate
+from sid_ray.training.step import Iteration, StepLosses
+
+
+class TrainingStopped(Exception):
+    """The guard ended the run; the message says why and what to try."""
+
+
+@dataclass
+class Tick:
+    """What has happened since the last report; losses stay on the device until then."""
+
+    losses: list[StepLosses] = field(default_factory=list)
+    images: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Loop:
+    """One worker's training, from a restored state to the end or to a stop."""
+
+    config: Config
+    run: RunDirectory
+    world: World
+    networks: Networks
+    iteration: Iteration
+    evaluator: Evaluator
+    progress: Progress
+    outside: Outside
+    board: Board | None
+    """Only on the first worker."""
+
+    def train(self) -> bool:
+        """Train until `run.total_kimg` or until asked to stop; returns whether the end was reached.
+
+        Both ways leave a checkpoint. TrainingStopped if the guard ends the run.
+        """
+        if self.progress.nimg == 0:
+            self._measure_start()
+        total, tick, stop = self.config.total_nimg, Tick(), False
+        while self.progress.nimg < total and not stop:
+            before = self.progress.nimg
+            self._step(tick)
+            after, last = self.progress.nimg, self.progress.nimg >= total
+
+            evaluate = last or evaluation_due(self.config.evaluation.every_kimg, before, after)
+            sample = evaluate or crossed(self.config.run.sample_every_kimg, before, after)
+            report = evaluate or crossed(self.config.run.report_every_kimg, before, after)
+            if report:
+                metrics = self._tick_metrics(tick)
+            if sample:
+                average = self.networks.generator.average()
+                if evaluate:
+                    self._evaluate(average)
+                self._sample(average)
+            if report:
+                self._report(metrics)
+                stop = self.world.any(self.outside.should_stop())
+                tick = Tick()
+            if last or stop or crossed(self.config.run.checkpoint_every_kimg, before, after):
+                self._checkpoint()
+                tick.started = time.monotonic()
+        return self.progress.nimg >= total
+
+    def finish(self) -> None:
+        """After the last image: measure the best generator again, with fresh latents."""
+        if not self.progress.confirmed_fids and self.config.evaluation.confirmations:
+            self.progress.confirmed_fids = self.evaluator.confirm_best(self.progress)
+        if self.board:
+            p = self.progress
+            results = {"result/best_fid": p.best_fid, "result/final_fid": p.fid, "result/teacher_fid": p.teacher_fid}
+            self.board.hyper_parameters({k: v for k, v in results.items() if v is not None})
+        if self.world.is_first:
+            write_text(self.run.summary, self.progress.model_dump_json(indent=2) + "\n")
+
+    def _step(self, tick: Tick) -> None:
+        generator, fake_score = self.networks.generator, self.networks.fake_score
+        skipped = generator.skipped, fake_score.skipped
+        started = time.monotonic()
+        tick.losses.append(self.iteration(self.progress.nimg))
+        tick.images += self.config.batch.size
+        self.progress.count_step(
+            self.config.batch.size,
+            generator_skipped=generator.skipped > skipped[0],
+            fake_score_skipped=fake_score.skipped > skipped[1],
+            seconds=time.monotonic() - started,
+        )
+        if self.progress.skipped_in_a_row >= self.config.guard.max_skipped_in_a_row:
+            raise TrainingStopped(
+                f"gradients were not finite in {self.progress.skipped_in_a_row} iterations in a row, at "
+                f"{self.progress.nimg / 1000:.1f} kimg (guard.max_skipped_in_a_row); the weights are those before. "
+                "Try lower --optimizer.generator_lr and --optimizer.fake_score_lr, or --optimizer.gradient_clip 1.0"
+            )
+
+    def _tick_metrics(self, tick: Tick) -> dict[str, float]:
+        """Scalars of the tick; the one place where the host waits for the device."""
+        sums = torch.stack([torch.stack(losses) for losses in tick.losses]).sum(0)
+        fake_loss, generator_loss = (self.world.sum(sums) / len(tick.losses)).tolist()
+        seconds = time.monotonic() - tick.started
+        o, p = self.config.optimizer, self.progress
+        nimg = p.nimg - self.config.batch.size  # where the last step started
+        rates = {
+            name: learning_rate(base, o.schedule, nimg, self.config.total_nimg)
+            for name, base in (("generator", o.generator_lr), ("fake_score", o.fake_score_lr))
+        }
+        return {
+            "loss/fake_score": fake_loss,
+            "loss/generator": generator_loss,
+            "gradient_norm/fake_score": self.networks.fake_score.gradient_norm,
+            "gradient_norm/generator": self.networks.generator.gradient_norm,
+            "learning_rate/fake_score": rates["fake_score"],
+            "learning_rate/generator": rates["generator"],
+            "ema/beta": ema_beta(self.config.batch.size, nimg, o.ema_halflife_kimg, o.ema_rampup_ratio),
+            "skipped/fake_score": float(p.fake_score_skipped),
+            "skipped/generator": float(p.generator_skipped),
+            "speed/images_per_second": tick.images / seconds,
+        }
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        if self.board:
+            self.board.scalars(self.progress.nimg, metrics)
+        self._tell_outside(metrics)
+
+    def _tell_outside(self, metrics: dict[str, float]) -> None:
+        p, speed = self.progress, metrics.get("speed/images_per_second", 0.0)
+        remaining = (self.config.total_nimg - p.nimg) / speed if speed else 0.0
+        figures: dict[str, Any] = {
+            "nimg": p.nimg,
+            "kimg": p.nimg / 1000,
+            "total_kimg": self.config.run.total_kimg,
+            "images_per_second": speed,
+            "eta_seconds": remaining,
+            "skipped": p.generator_skipped + p.fake_score_skipped,
+            "fid": p.fid,
+            "best_fid": p.best_fid,
+            "initial_fid": p.initial_fid,
+            "teacher_fid": p.teacher_fid,
+        }
+        self.outside.report(metrics | figures)
+
+    def _measure_start(self) -> None:
+        """FID of the teacher and of the untrained generator: what the run has to reach, and where it starts."""
+        if self.config.evaluation.teacher_steps:
+            self.progress.teacher_fid = self.evaluator.teacher_fid()
+        average = self.networks.generator.average()
+        self._evaluate(average)
+        self.progress.initial_fid = self.progress.fid
+        self._sample(average)
+        self._tell_outside({})
+
+    def _evaluate(self, average: dict[str, Tensor]) -> None:
+        p = self.progress
+        p.fid = self.evaluator.generator_fid(average)
+        if p.best_fid is None or p.fid < p.best_fid:
+            p.best_fid, p.best_nimg = p.fid, p.nimg
+            if self.world.is_first:
+                self.evaluator.save_best(average, p)
+        if self.board:
+            fids = {"fid/generator": p.fid, "fid/best": p.best_fid}
+            if p.teacher_fid is not None:
+                fids["fid/teacher"] = p.teacher_fid
+            self.board.scalars(p.nimg, fids)
+            self.board.fid_curve(p.teacher_fid)
+
+    def _sample(self, average: dict[str, Tensor]) -> None:
+        if self.board:
+            images, columns = sample_grid(self.evaluator.generator(average), seed=self.config.run.seed)
+            self.board.picture(self.progress.nimg, tile(images, columns))
+
+    def _checkpoint(self) -> None:
+        keep = self.config.run.keep_checkpoints
+        save_checkpoint(self.run.checkpoints, self.networks, self.progress, self.world, keep)

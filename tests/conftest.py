@@ -1,0 +1,56 @@
+"""Shared fixtures."""
+
+import pytest
+import torch
+
+from sid_ray.teachers.model_directory import ModelConfig, save_model
+from tests.golden_numbers import golden_denoiser, load_golden
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory):
+    """Model directory of a tiny class-conditional 8x8 teacher with dropout 0.13."""
+    numbers, meta = load_golden("sid/cond_alpha1.2")
+    network = {**meta["init_kwargs"], "dropout": 0.13}
+    directory = tmp_path_factory.mktemp("tiny-teacher")
+    denoiser = golden_denoiser(numbers, network, "teacher.")
+    config = ModelConfig(kind="teacher", network=network, label_names=[str(i) for i in range(10)])
+    save_model(directory, denoiser.state_dict(), config, "# tiny teacher of the tests\n")
+    return directory
+
+
+@pytest.fixture
+def job(tmp_path, tiny_teacher):
+    """Function that writes a YAML configuration of a few iterations and returns its path."""
+    from sid_ray.config import load_config
+
+    def write(name, **overrides):
+        base = {
+            "teacher.path": str(tiny_teacher),
+            "optimizer.generator_lr": 1e-4,
+            "optimizer.fake_score_lr": 1e-4,
+            "engine.micro_batch": 4,
+            "batch.size": 16,
+            "evaluation.every_kimg": 10,
+            "evaluation.num_images": 20,
+            "evaluation.teacher_steps": 2,
+            "evaluation.confirmations": 0,
+            "run.name": name,
+            "run.storage": str(tmp_path / "runs"),
+            "run.total_kimg": 0.096,
+            "run.report_every_kimg": 0.048,
+            "run.sample_every_kimg": 1.0,
+            "run.checkpoint_every_kimg": 0.048,
+        }
+        config = load_config("digits", base | {k.replace("__", "."): v for k, v in overrides.items()})
+        path = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}.yaml"
+        path.write_text(config.to_yaml())
+        return str(path)
+
+    write.runs = tmp_path / "runs"
+    return write

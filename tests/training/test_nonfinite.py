@@ -1,0 +1,24 @@
+"""Nothing non-finite reaches a parameter: the skipped network stays as it was, the other one steps."""
+
+import pytest
+import torch
+
+from tests.launching import torchrun
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_poisoned_steps_are_skipped_and_counted(ranks, tiny_teacher, tmp_path):
+    out = tmp_path / "result.pt"
+    torchrun(ranks, "tests.nonfinite_worker", str(tiny_teacher), str(out))
+    results = torch.load(out, weights_only=True)
+    assert len(results) == 7 * 2
+    for where, r in results.items():
+        poisoned, other = r["poisoned"], "fake_score" if r["poisoned"] == "generator" else "generator"
+        assert r["exact_start"], f"{where}: the masters are not the teacher's weights"
+        assert r["skipped"] == {poisoned: 1, other: 0}, where
+        assert not r["changed"][poisoned], f"{where}: the skipped network changed"
+        assert r["changed"][other], f"{where}: the other network did not step"
+        assert r["steps_after"], f"{where}: the next iteration does not step"
+        assert r["same_on_all_ranks"], where

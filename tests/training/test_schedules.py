@@ -1,0 +1,43 @@
+"""What depends on the image count alone, and how the batch is cut."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sid_ray.training.schedules import crossed, ema_beta, evaluation_due, learning_rate
+from sid_ray.training.slots import slots_of_rank
+
+
+def test_learning_rates():
+    assert learning_rate(1e-4, "constant", 999, 1000) == 1e-4
+    assert learning_rate(1e-4, "cosine", 0, 1000) == 1e-4
+    assert learning_rate(1e-4, "cosine", 500, 1000) == pytest.approx(5e-5)
+    assert learning_rate(1e-4, "cosine", 2000, 1000) == pytest.approx(0.0)
+
+
+def test_ema_beta():
+    assert ema_beta(256, 0, 500, 0.05) == 0.0  # the first step copies the generator
+    assert ema_beta(256, 1_000_000, 500, 0.05) == pytest.approx(0.5 ** (256 / 50_000))
+    assert ema_beta(256, 10**9, 500, 0.05) == pytest.approx(0.5 ** (256 / 500_000))
+    assert ema_beta(500_000, 0, 500, None) == pytest.approx(0.5)
+
+
+@given(st.integers(1, 5000), st.floats(0.01, 50), st.integers(1, 300))
+def test_each_interval_is_crossed_once(batch, every_kimg, steps):
+    times = sum(crossed(every_kimg, i * batch, (i + 1) * batch) for i in range(steps))
+    assert times <= steps
+    if batch <= every_kimg * 1000:
+        assert abs(times - steps * batch / (every_kimg * 1000)) <= 1
+
+
+def test_evaluations_are_closer_early():
+    due = [n for n in range(0, 40_000, 128) if evaluation_due(12.8, n, n + 128)]
+    assert [n + 128 for n in due] == [1664, 3200, 6400, 12_800, 25_600, 38_400]
+
+
+@given(st.integers(1, 64), st.integers(1, 16))
+def test_every_slot_is_run_once_and_ranks_stay_in_step(num_slots, world):
+    ranks = [slots_of_rank(num_slots, rank, world) for rank in range(world)]
+    assert len({len(slots) for slots in ranks}) == 1
+    assert sorted(s.number for slots in ranks for s in slots if s.weight) == list(range(num_slots))
+    assert all(s.number == 0 for slots in ranks for s in slots if not s.weight)
