@@ -3,11 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install run test lint format clean
+.PHONY: help install run test test-all lint format clean
 
 help:
 	@echo "make run    set up and distil the built-in digits teacher (about 4 minutes on two cores)"
-	@echo "make test   set up and run all tests"
+	@echo "make test   set up and run the tests"
+	@echo "make test-all  the tests and the slow ones: every stage, precision and world size"
 	@echo "make lint   ruff, types, import layers"
 	@echo "make format rewrite the code in the project's style"
 
@@ -25,6 +26,9 @@ run: install
 
 test: install
 	$(BIN)/python -m pytest
+
+test-all: install
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -23,5 +23,5 @@ def torchrun(ranks: int, module: str, *arguments: str, timeout: float = 300) -> 
         stderr=subprocess.STDOUT,
         timeout=timeout,
     )
-    assert done.returncode == 0, done.stdout[-6000:]
+    assert done.returncode == 0, done.stdout[-30_000:]  # all ranks' tracebacks, not only the last one's
     return done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 
@@ -36,10 +37,10 @@ def state_of(network):
     return {f"{n}/{k}": t.clone() for n, tensors in network.gather() for k, t in tensors.items()}
 
 
-def main(teacher_path: str, out: str) -> None:
+def main(teacher_path: str, out: str, variants: str) -> None:
     torch.set_num_threads(1)
     world, results = join_world(), {}
-    for stage, precision in [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]:
+    for stage, precision in json.loads(variants):
         for role in ("generator", "fake_score"):
             config = parse_config(
                 {
@@ -85,4 +86,4 @@ def main(teacher_path: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

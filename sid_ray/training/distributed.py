@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from sid_ray.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,18 @@ class World:
     def barrier(self) -> None:
         """Wait for all workers."""
         self.sum(torch.zeros(1, device=self.device))
+
+    def once(self, action: Callable[[], object]) -> None:
+        """Do it on the first worker while the others wait; a UserError there is raised on every worker."""
+        message: list[str | None] = [None]
+        if self.is_first:
+            try:
+                action()
+            except UserError as error:
+                message = [str(error)]
+        dist.broadcast_object_list(message, device=self.device)
+        if message[0] is not None:
+            raise UserError(message[0])
 
 
 def join_world() -> World:

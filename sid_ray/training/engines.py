@@ -115,9 +115,11 @@ class TrainedNetwork:
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of this rank's loss; the sum over ranks and slots is what `step` uses."""
         if self.stage > 0:
-            # The engine's own forward, which we never call, would say here that a new slot begins; without it
-            # ZeRO-3 overwrites the accumulated gradients of the slot before.
+            # What the engine's own forward, which we never call, would do here as a new slot begins. Without the
+            # first ZeRO-3 overwrites the gradients accumulated so far; without the second stage 1 in bf16 counts
+            # those of the slots before again.
             self.engine.optimizer.clear_backward_seen_flag()
+            self.engine.optimizer.backward_prologue()
         self.engine.backward(loss * self.world.size, scale_wrt_gas=False)  # DeepSpeed averages over ranks
 
     def step(self) -> None:

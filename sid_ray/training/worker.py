@@ -92,9 +92,11 @@ def restore_or_start(config: Config, run: RunDirectory, world: World, slots_per_
 def main(config_path: str) -> None:
     """Run a configuration without Ray."""
     config = load_config(config_path)
-    run, _ = open_run(config)
-    progress = run_worker(config, run, PlainOutside())
-    print(f"at {progress.nimg / 1000:g} kimg: FID {progress.fid}, best {progress.best_fid}")
+    world = join_world()
+    world.once(lambda: open_run(config))
+    progress = run_worker(config, RunDirectory.of(config), PlainOutside())
+    if world.is_first:
+        print(f"at {progress.nimg / 1000:g} kimg: FID {progress.fid}, best {progress.best_fid}")
 
 
 if __name__ == "__main__":

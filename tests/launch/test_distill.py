@@ -28,7 +28,7 @@ def start(*arguments, cwd):
 
 
 SHORT = [
-    "distill", "digits", "--run.total_kimg", "3.84", "--run.report_every_kimg", "0.256",
+    "distill", "digits", "--run.total_kimg", "1.92", "--run.report_every_kimg", "0.256",
     "--run.checkpoint_every_kimg", "0.64", "--run.keep_checkpoints", "20",
     "--evaluation.num_images", "100", "--evaluation.teacher_steps", "3", "--evaluation.confirmations", "1",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ def combinations(ranks):
             yield name, stage, batch // (accumulation * ranks)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1rank", "2ranks"])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2], ids=["1rank", "2ranks"])
 def replays(request, tmp_path_factory):
     """End states of all combinations, made in one process group (starting one costs more than the work)."""
     folder = tmp_path_factory.mktemp("golden")

@@ -1,5 +1,7 @@
 """Nothing non-finite reaches a parameter: the skipped network stays as it was, the other one steps."""
 
+import json
+
 import pytest
 import torch
 
@@ -8,12 +10,20 @@ from tests.launching import torchrun
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_poisoned_steps_are_skipped_and_counted(ranks, tiny_teacher, tmp_path):
+CORNERS = [(0, "fp32"), (1, "fp32"), (3, "bf16")]
+MATRIX = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "variants"),
+    [(2, CORNERS), pytest.param(1, MATRIX, marks=pytest.mark.slow), pytest.param(2, MATRIX, marks=pytest.mark.slow)],
+    ids=["corners", "1rank", "2ranks"],
+)
+def test_poisoned_steps_are_skipped_and_counted(ranks, variants, tiny_teacher, tmp_path):
     out = tmp_path / "result.pt"
-    torchrun(ranks, "tests.nonfinite_worker", str(tiny_teacher), str(out))
+    torchrun(ranks, "tests.nonfinite_worker", str(tiny_teacher), str(out), json.dumps(variants))
     results = torch.load(out, weights_only=True)
-    assert len(results) == 7 * 2
+    assert len(results) == 2 * len(variants)
     for where, r in results.items():
         poisoned, other = r["poisoned"], "fake_score" if r["poisoned"] == "generator" else "generator"
         assert r["exact_start"], f"{where}: the masters are not the teacher's weights"
