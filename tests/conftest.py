@@ -5,6 +5,7 @@ import torch
 
 from sid_ray.teachers.model_directory import ModelConfig, save_model
 from tests.golden_numbers import golden_denoiser, load_golden
+from tests.launching import SHORT, command
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +55,12 @@ def job(tmp_path, tiny_teacher):
 
     write.runs = tmp_path / "runs"
     return write
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """An uninterrupted short run of the digits preset on Ray: (working directory, what it printed)."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = command(*SHORT, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout

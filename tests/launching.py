@@ -8,6 +8,26 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+SID_RAY = str(Path(sys.executable).parent / "sid-ray")
+FEW = [
+    "--run.total_kimg", "1.92", "--run.report_every_kimg", "0.256", "--run.checkpoint_every_kimg", "0.64",
+    "--run.keep_checkpoints", "20", "--evaluation.num_images", "100", "--evaluation.teacher_steps", "3",
+    "--evaluation.confirmations", "1",
+]  # fmt: skip
+"""What makes a run of the digits preset short: 15 iterations."""
+SHORT = ["distill", "digits", *FEW]
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run sid-ray to its end."""
+    return subprocess.run([SID_RAY, *arguments], cwd=cwd, text=True, capture_output=True, timeout=300)
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start sid-ray; its output and errors come in one pipe."""
+    return subprocess.Popen(
+        [SID_RAY, *arguments], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=1
+    )
 
 
 def torchrun(ranks: int, module: str, *arguments: str, timeout: float = 300) -> str:

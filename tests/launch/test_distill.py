@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,27 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.launching import SHORT, command, start
 from tests.training.test_worker import assert_same, end_state
 
 pytestmark = pytest.mark.ray
-SID_RAY = str(Path(sys.executable).parent / "sid-ray")
-
-
-def command(*arguments, cwd):
-    return subprocess.run([SID_RAY, *arguments], cwd=cwd, text=True, capture_output=True, timeout=300)
-
-
-def start(*arguments, cwd):
-    return subprocess.Popen(
-        [SID_RAY, *arguments], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=1
-    )
-
-
-SHORT = [
-    "distill", "digits", "--run.total_kimg", "1.92", "--run.report_every_kimg", "0.256",
-    "--run.checkpoint_every_kimg", "0.64", "--run.keep_checkpoints", "20",
-    "--evaluation.num_images", "100", "--evaluation.teacher_steps", "3", "--evaluation.confirmations", "1",
-]  # fmt: skip
 
 
 def wait_for_checkpoint(run, process):
@@ -40,15 +22,6 @@ def wait_for_checkpoint(run, process):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """An uninterrupted run."""
-    folder = tmp_path_factory.mktemp("whole")
-    done = command(*SHORT, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout
 
 
 def test_a_run_says_what_it_does_and_leaves_what_it_promises(whole):
