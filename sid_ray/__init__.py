@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sid_ray.config import load_config
     from sid_ray.launch.trainer import distill
-    from sid_ray.teachers.model_directory import load_generator, load_teacher
+    from sid_ray.teachers.sources import load_generator, load_teacher
 
 __version__ = "0.1.0"
 __all__ = ["distill", "load_config", "load_generator", "load_teacher"]
@@ -23,8 +23,8 @@ __all__ = ["distill", "load_config", "load_generator", "load_teacher"]
 _HOMES = {
     "distill": "sid_ray.launch.trainer",
     "load_config": "sid_ray.config",
-    "load_generator": "sid_ray.teachers.model_directory",
-    "load_teacher": "sid_ray.teachers.model_directory",
+    "load_generator": "sid_ray.teachers.sources",
+    "load_teacher": "sid_ray.teachers.sources",
 }
 
 

@@ -130,7 +130,7 @@ def generate(
 ) -> None:
     """Sample a one-step generator."""
     from sid_ray.evaluation.export_images import write_images
-    from sid_ray.teachers.model_directory import load_generator
+    from sid_ray.teachers.sources import load_generator
 
     generator = load_generator(model)
     labels = [label[i % len(label)] for i in range(num)] if label else None
@@ -139,6 +139,25 @@ def generate(
     except ValueError as error:
         raise UserError(f"--label: {error}") from error
     print(f"{num} images in {write_images(out, images, overwrite)}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="An EDM, SiD or SiDA checkpoint (.pkl). It is never executed.")],
+    out: Annotated[Path, typer.Argument(help="Model directory to write.")],
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of the weights; it is inherited by what is distilled from them.")
+    ] = None,
+) -> None:
+    """Convert a teacher of another format to a model directory (safetensors, config.json, model card)."""
+    from sid_ray.teachers.sources import UNKNOWN_LICENCE, describe
+    from sid_ray.teachers.sources import convert as write_model
+
+    config = write_model(source, out, licence)
+    print("\n".join(f"{key:9} {value}" for key, value in describe(config).items()))
+    if config.licence == UNKNOWN_LICENCE:
+        print("The licence is not recorded in the file; state it with --licence.")
+    print(f"model directory in {out}; distil it with: sid-ray distill PRESET --teacher.path {out}")
 
 
 @app.command()

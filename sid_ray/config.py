@@ -29,7 +29,9 @@ class Teacher(Section):
     """The pretrained diffusion model to distil."""
 
     path: str
-    """Model directory of the teacher, or `builtin:digits`."""
+    """Model directory of the teacher, an EDM checkpoint (.pkl), or `builtin:digits`."""
+    licence: str | None = None
+    """Licence of a teacher that comes in another format; unset: what is known of the file."""
 
 
 class Method(Section):
@@ -234,7 +236,7 @@ class Config(Section):
 
 
 MAY_CHANGE_ON_RESUME = (
-    "description", "cluster", "guard", "engine.zero_stage", "engine.precision", "method.memory",
+    "description", "teacher.licence", "cluster", "guard", "engine.zero_stage", "engine.precision", "method.memory",
     "run.total_kimg", "run.report_every_kimg", "run.sample_every_kimg", "run.checkpoint_every_kimg",
     "run.keep_checkpoints", "run.storage", "evaluation.every_kimg", "evaluation.batch", "evaluation.confirmations",
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sid_ray.evaluation.features import load_features
 from sid_ray.evaluation.fid import frechet_distance, generator_statistics, heun_sampler, one_step_sampler
 from sid_ray.evaluation.statistics import load_reference
-from sid_ray.teachers.model_directory import load_denoiser
+from sid_ray.teachers.sources import load_denoiser
 
 
 def measure_fid(

@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sid_ray.diffusion.denoiser import EDMDenoiser
-from sid_ray.diffusion.generator import OneStepGenerator
 from sid_ray.errors import UserError
 
 FORMAT = 1
@@ -97,7 +96,7 @@ def resolve_model(path: str, field: str = "model") -> Path:
         what = "has no config.json" if directory.is_dir() else "does not exist"
         raise UserError(
             f"{field}: {path!r} is not a model directory ({what}); allowed: a directory with config.json and "
-            f"model.safetensors, or one of {', '.join(BUILTIN + b for b in builtin)}"
+            f"model.safetensors, an EDM checkpoint (.pkl), or one of {', '.join(BUILTIN + b for b in builtin)}"
         )
     return directory
 
@@ -111,7 +110,7 @@ def read_model_config(path: str, field: str = "model") -> ModelConfig:
         raise UserError(f"{field}: {file} is not a model configuration this version reads: {error}") from error
 
 
-def load_denoiser(path: str, field: str = "model") -> tuple[EDMDenoiser, ModelConfig]:
+def load_model(path: str, field: str = "model") -> tuple[EDMDenoiser, ModelConfig]:
     """Network with its weights, in eval mode, and its configuration. UserError if anything does not match."""
     config = read_model_config(path, field)
     weights = resolve_model(path, field) / "model.safetensors"
@@ -121,22 +120,3 @@ def load_denoiser(path: str, field: str = "model") -> tuple[EDMDenoiser, ModelCo
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{field}: {weights} does not hold the weights that config.json describes: {error}") from error
     return denoiser.eval(), config
-
-
-def load_teacher(path: str) -> EDMDenoiser:
-    """A frozen denoiser D(x, sigma, class_labels=None, augment_labels=None) from a model directory.
-
-    `path`: a directory or `builtin:digits`. UserError if it is missing or does not match.
-    """
-    return load_denoiser(path, "teacher.path")[0].requires_grad_(False)
-
-
-def load_generator(path: str) -> OneStepGenerator:
-    """A one-step generator from a model directory; `.sample(num, seed=0, class_labels=None)` draws images.
-
-    UserError if it is missing, does not match, or is a teacher.
-    """
-    denoiser, config = load_denoiser(str(path), "generator")
-    if config.kind != "generator" or config.sigma_init is None:
-        raise UserError(f"generator: {path!r} holds a {config.kind}, not a one-step generator")
-    return OneStepGenerator(denoiser, config.sigma_init)

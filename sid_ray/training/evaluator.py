@@ -23,10 +23,17 @@ from sid_ray.evaluation.fid import (
     one_step_sampler,
 )
 from sid_ray.evaluation.statistics import load_reference
-from sid_ray.teachers.model_directory import ModelConfig, load_denoiser, read_model_config, save_model, sha256
+from sid_ray.teachers.model_directory import (
+    ModelConfig,
+    load_model,
+    read_model_config,
+    resolve_model,
+    save_model,
+    sha256,
+)
 from sid_ray.training.distributed import World
 from sid_ray.training.progress import Progress
-from sid_ray.training.run_directory import RunDirectory, teacher_file
+from sid_ray.training.run_directory import RunDirectory, teacher_directory
 
 
 class Evaluator:
@@ -64,7 +71,7 @@ class Evaluator:
         Having been chosen for its FID, the best one's FID is flattered; fresh latents are honest.
         """
         self.world.barrier()
-        best, _ = load_denoiser(str(self.run.generator))
+        best, _ = load_model(str(self.run.generator))
         repeats = self.config.evaluation.confirmations
         fresh = range(self.config.evaluation.seed + 1, self.config.evaluation.seed + 1 + repeats)
         fids = [self.generator_fid(best.state_dict(), seed) for seed in fresh]
@@ -79,7 +86,8 @@ class Evaluator:
         return frechet_distance(own.all_reduce(), self.reference)
 
     def _model_config(self, progress: Progress) -> ModelConfig:
-        teacher = read_model_config(self.config.teacher.path, "teacher.path")
+        directory = teacher_directory(self.config, self.run)
+        teacher = read_model_config(directory, "teacher.path")
         measured: dict[str, Any] = {
             "fid": progress.best_fid,
             "num_images": self.config.evaluation.num_images,
@@ -99,7 +107,7 @@ class Evaluator:
             provenance={
                 "method": "SiD (arXiv 2404.04057)",
                 "teacher": source if source.startswith("builtin:") else source.rsplit("/", 1)[-1],
-                "teacher_sha256": sha256(teacher_file(self.config)),
+                "teacher_sha256": sha256(resolve_model(directory, "teacher.path") / "model.safetensors"),
                 "nimg": progress.best_nimg,
                 "alpha": self.config.method.alpha,
                 "batch_size": self.config.batch.size,

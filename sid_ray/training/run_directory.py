@@ -12,7 +12,8 @@ from sid_ray.config import Config, differences, parse_config
 from sid_ray.errors import UserError
 from sid_ray.evaluation.features import load_features
 from sid_ray.evaluation.statistics import load_reference
-from sid_ray.teachers.model_directory import read_model_config, resolve_model, write_text
+from sid_ray.teachers.model_directory import read_model_config, sha256, write_text
+from sid_ray.teachers.sources import convert, is_model_directory, read_any_config
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class RunDirectory:
     def generator(self) -> Path:
         """Model directory of the best average so far."""
         return self.path / "generator"
+
+    @property
+    def teacher(self) -> Path:
+        """Model directory of a teacher that came in another format."""
+        return self.path / "teacher"
 
     @property
     def samples(self) -> Path:
@@ -79,9 +85,9 @@ class RunDirectory:
 
 def check_inputs(config: Config) -> None:
     """UserError unless teacher, warm starts, features and reference are there and fit together."""
-    teacher = read_model_config(config.teacher.path, "teacher.path")
+    teacher = read_any_config(teacher_directory(config, RunDirectory.of(config)), "teacher.path")
     for field, path in (("init.generator", config.init.generator), ("init.fake_score", config.init.fake_score)):
-        if path is not None and read_model_config(path, field).network != teacher.network:
+        if path is not None and read_any_config(path, field).network != teacher.network:
             raise UserError(f"{field}: {path!r} is not of the teacher's architecture")
     features, reference = load_features(config.evaluation.features), load_reference(config.evaluation.reference)
     if len(reference.mu) != features.num_features:
@@ -152,9 +158,20 @@ def open_run(config: Config) -> tuple[RunDirectory, list[str]]:
     except OSError as error:
         raise UserError(f"run.storage: {config.run.storage!r} cannot be written: {error}") from error
     write_text(run.config_yaml, config.to_yaml())
+    if not is_model_directory(teacher_directory(config, run)):
+        convert(config.teacher.path, run.teacher, config.teacher.licence, "teacher.path")
     return run, changed
 
 
-def teacher_file(config: Config) -> Path:
-    """The teacher's weights."""
-    return resolve_model(config.teacher.path, "teacher.path") / "model.safetensors"
+def teacher_directory(config: Config, run: RunDirectory) -> str:
+    """Where the run reads its teacher: its own converted copy if there is one, else `teacher.path`.
+
+    UserError if the file that was converted has changed since.
+    """
+    if not run.teacher.is_dir():
+        return config.teacher.path
+    source = Path(config.teacher.path).expanduser()
+    recorded = read_model_config(str(run.teacher), "teacher.path").provenance.get("source_sha256")
+    if source.is_file() and sha256(source) != recorded:
+        raise UserError(f"teacher.path: {source} is not the file that this run began with; choose another --run.name")
+    return str(run.teacher)

@@ -10,7 +10,7 @@ import sys
 import torch
 
 from sid_ray.config import Config, load_config
-from sid_ray.teachers.model_directory import load_denoiser
+from sid_ray.teachers.sources import load_denoiser
 from sid_ray.training.board import Board
 from sid_ray.training.checkpoints import NamedState, check_names, complete_checkpoints, read_network, read_progress
 from sid_ray.training.distributed import World, join_world
@@ -19,7 +19,7 @@ from sid_ray.training.evaluator import Evaluator
 from sid_ray.training.loop import Loop
 from sid_ray.training.outside import Outside, PlainOutside
 from sid_ray.training.progress import Progress
-from sid_ray.training.run_directory import RunDirectory, check_workers, open_run
+from sid_ray.training.run_directory import RunDirectory, check_workers, open_run, teacher_directory
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
 
@@ -69,9 +69,10 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
 
 def restore_or_start(config: Config, run: RunDirectory, world: World, slots_per_rank: int) -> tuple[Networks, Progress]:
     """The networks as the newest complete checkpoint left them, or as they are before training. Collective."""
-    teacher, _ = load_denoiser(config.teacher.path, "teacher.path")
-    generator, _ = load_denoiser(config.init.generator or config.teacher.path, "init.generator")
-    fake_score, _ = load_denoiser(config.init.fake_score or config.teacher.path, "init.fake_score")
+    path = teacher_directory(config, run)
+    teacher, _ = load_denoiser(path, "teacher.path")
+    generator, _ = load_denoiser(config.init.generator or path, "init.generator")
+    fake_score, _ = load_denoiser(config.init.fake_score or path, "init.fake_score")
     checkpoint = next(iter(complete_checkpoints(run.checkpoints)), None)
     progress, states = Progress(), dict[str, NamedState]()
     if checkpoint is not None:

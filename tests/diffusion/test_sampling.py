@@ -5,7 +5,7 @@ import torch
 
 from sid_ray.diffusion.noise import karras_sigma, karras_steps
 from sid_ray.diffusion.sampler import heun_sample
-from sid_ray.teachers.model_directory import load_teacher
+from sid_ray.teachers.sources import load_teacher
 
 
 def test_steps_are_karras():

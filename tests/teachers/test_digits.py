@@ -18,7 +18,8 @@ from sid_ray.evaluation.fid import (
 )
 from sid_ray.evaluation.statistics import load_reference
 from sid_ray.teachers.digits import build_denoiser, digits_images, learning_rate, to_unit_range, train_teacher
-from sid_ray.teachers.model_directory import ASSETS, load_teacher, read_model_config
+from sid_ray.teachers.model_directory import ASSETS, read_model_config
+from sid_ray.teachers.sources import load_teacher
 from sid_ray.training.teach import teach_digits
 
 

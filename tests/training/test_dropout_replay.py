@@ -3,7 +3,7 @@
 import torch
 
 from sid_ray.diffusion.generator import generate
-from sid_ray.teachers.model_directory import load_denoiser
+from sid_ray.teachers.sources import load_denoiser
 from sid_ray.training.slots import Phase, SeededDraws
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sid_ray.config import load_config
-from sid_ray.teachers.model_directory import load_denoiser
+from sid_ray.teachers.sources import load_denoiser
 from sid_ray.training.distributed import join_world
 from sid_ray.training.engines import TrainedNetwork
 
