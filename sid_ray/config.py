@@ -47,6 +47,9 @@ class Method(Section):
     """Largest time of the generator step's noise levels, of 1000 on Karras' schedule (800 is sigma 24.4)."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of generator and fake score while training; unset: the teacher's own."""
+    augment: float = Field(0.0, ge=0, le=1)
+    """Probability of each geometric augmentation of the images that the fake score learns from (EDM's, with
+    conditioning labels); needs a teacher with 9 augmentation labels."""
     loss_scale_generator: float = Field(100.0, gt=0)
     """Factor of the generator's loss (lsg)."""
     loss_scale_fake_score: float = Field(1.0, gt=0)

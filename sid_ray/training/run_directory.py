@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from sid_ray.config import Config, differences, parse_config
+from sid_ray.diffusion.augment import LABELS
 from sid_ray.errors import UserError
 from sid_ray.evaluation.features import load_features
 from sid_ray.evaluation.statistics import load_reference
@@ -89,6 +90,11 @@ def check_inputs(config: Config) -> None:
     for field, path in (("init.generator", config.init.generator), ("init.fake_score", config.init.fake_score)):
         if path is not None and read_any_config(path, field).network != teacher.network:
             raise UserError(f"{field}: {path!r} is not of the teacher's architecture")
+    if config.method.augment > 0 and teacher.network.get("augment_dim", 0) != len(LABELS):
+        raise UserError(
+            f"method.augment: {config.method.augment} needs a teacher with {len(LABELS)} augmentation labels; this "
+            f"one has {teacher.network.get('augment_dim', 0)}; allowed: 0"
+        )
     features, reference = load_features(config.evaluation.features), load_reference(config.evaluation.reference)
     if len(reference.mu) != features.num_features:
         raise UserError(

@@ -29,6 +29,7 @@ class Phase(IntEnum):
     FAKE_SCORE_DROPOUT = 2
     GENERATOR_DRAWS = 3
     GENERATOR_DROPOUT = 4
+    AUGMENTATION = 5
 
 
 class Slot(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.config import Config
+from sid_ray.diffusion.augment import augment
 from sid_ray.diffusion.generator import generate
 from sid_ray.methods.sid import Denoise, fake_score_loss, generator_gradient
 from sid_ray.training.engines import Networks
@@ -71,8 +72,12 @@ class Iteration:
             labels = draw.class_labels
         else:
             images, labels = shared[i][1].detach(), shared[i][0].class_labels
+        augment_labels = None
+        if method.augment > 0:
+            self.draws.reseed(nimg, Phase.AUGMENTATION, slot.number)
+            images, augment_labels = augment(images, method.augment)
         self.draws.reseed(nimg, Phase.FAKE_SCORE_DROPOUT, slot.number)
-        denoise = _with_labels(fake_score.module.train(), labels)
+        denoise = partial(fake_score.module.train(), class_labels=labels, augment_labels=augment_labels)
         scale = method.loss_scale_fake_score * slot.weight / self.config.batch.size
         loss = fake_score_loss(images, draw.sigma, draw.noise, denoise, scale)
         fake_score.backward(loss)

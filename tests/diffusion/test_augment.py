@@ -32,8 +32,10 @@ def moments(image):
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     mass = image[0, 0] / image.sum()
     x, y = (mass.sum(0) * axis).sum(), (mass.sum(1) * axis).sum()
-    return x.item(), y.item(), *(
-        (m * (axis - c) ** 2).sum().sqrt().item() for m, c in ((mass.sum(0), x), (mass.sum(1), y))
+    return (
+        x.item(),
+        y.item(),
+        *((m * (axis - c) ** 2).sum().sqrt().item() for m, c in ((mass.sum(0), x), (mass.sum(1), y))),
     )
 
 

@@ -107,6 +107,7 @@ BAD = [
     (["distill", "digits", "--run.storage", "s3://bucket/x"], "run.storage"),
     (["distill", "digits", "--evaluation.reference", "none.npz"], "none.npz' is not a file"),
     (["distill", "digits", "--evaluation.features", "vgg"], "allowed: digits"),
+    (["distill", "digits", "--method.augment", "2"], "method.augment: 2 is not allowed"),
     (["generate", "nowhere"], "nowhere' is not a model directory"),
     (["generate", "builtin:digits"], "holds a teacher, not a one-step generator"),
 ]

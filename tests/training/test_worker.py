@@ -1,12 +1,18 @@
 """Whole runs of `run_worker` without Ray: resume, world size, ZeRO stage, precision, modes."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
+from sid_ray.config import load_config
+from sid_ray.errors import UserError
+from sid_ray.teachers.model_directory import read_model_config
 from sid_ray.training.board import read_metrics
 from sid_ray.training.checkpoints import ROLES, complete_checkpoints, read_network, read_progress
+from sid_ray.training.run_directory import open_run
+from tests.golden_numbers import GOLDEN
 from tests.launching import torchrun
 
 pytestmark = pytest.mark.distributed
@@ -97,6 +103,36 @@ def test_memory_modes_and_shared_latents(job):
     assert_same(end_state(job.runs / "minimal"), fast, tolerance=1e-5)
     shared = end_state(job.runs / "shared")
     assert any(not torch.equal(shared[k], fast[k]) for k in fast)
+
+
+def test_augmented_images_do_not_depend_on_the_workers(job):
+    """The packaged digits teacher takes the labels: 1 and 2 workers agree, and it is not the run without."""
+    settings = {"teacher__path": "builtin:digits", "method__augment": 0.3, "run__total_kimg": 0.048}
+    torchrun(1, "tests.job_worker", job("aug1", **settings), job("plain", **(settings | {"method__augment": 0.0})))
+    torchrun(2, "tests.job_worker", job("aug2", **settings))
+    augmented = end_state(job.runs / "aug1")
+    assert_same(end_state(job.runs / "aug2"), augmented, tolerance=1e-5)
+    plain = end_state(job.runs / "plain")
+    assert any(not torch.equal(plain[k], augmented[k]) for k in plain if k.startswith("fake_score"))
+
+
+def test_a_pickle_is_converted_once_and_its_licence_travels(job, tmp_path):
+    """A run from an EDM checkpoint keeps its own copy of the teacher, and goes on without the file."""
+    source = tmp_path / "edm-tiny.pkl"
+    shutil.copy(GOLDEN / "networks" / "ddpmpp_cond.pkl", source)
+    settings = {"teacher__path": str(source), "batch__size": 8, "method__augment": 0.12}
+    torchrun(1, "tests.job_worker", job("pickle", run__total_kimg=0.024, **settings))
+    run = job.runs / "pickle"
+    generator = read_model_config(str(run / "generator"))
+    assert generator.licence == "CC BY-NC-SA 4.0" and generator.provenance["teacher"] == "edm-tiny.pkl"
+    assert "CC BY-NC-SA 4.0" in (run / "generator" / "README.md").read_text()
+    assert read_model_config(str(run / "teacher")).provenance["source"] == "edm-tiny.pkl"
+    source.write_bytes(source.read_bytes() + b"x")
+    with pytest.raises(UserError, match="not the file that this run began with"):
+        open_run(load_config(job("pickle", run__total_kimg=0.048, **settings)))
+    source.unlink()
+    torchrun(1, "tests.job_worker", job("pickle", run__total_kimg=0.048, **settings))
+    assert read_progress(complete_checkpoints(run / "checkpoints")[0]).nimg == 48
 
 
 def test_half_written_and_damaged_checkpoints_are_passed_over(job):
