@@ -41,10 +41,11 @@ def main(folder: Path) -> None:
                 "evaluation.confirmations": 0,
             },
         )
-        run, _ = open_run(config)
+        run = RunDirectory.of(config)
+        world.once(lambda config=config: open_run(config))  # type: ignore[misc]
         run_worker(config, run, PlainOutside(quiet=True))
         if world.is_first:
-            metrics = read_metrics(RunDirectory.of(config).metrics)
+            metrics = read_metrics(run.metrics)
             rows.append((name, {m["nimg"]: m["fid/generator"] for m in metrics if "fid/generator" in m}))
             print(name, rows[-1][1], flush=True)
     if world.is_first:
