@@ -162,28 +162,24 @@ def convert(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model directory of a generator or a teacher, or builtin:digits.")],
-    num: Annotated[int, typer.Option(min=2, help="Images per measurement.")] = 2000,
-    metrics: Annotated[str, typer.Option(help="What to measure; 'fid'.")] = "fid",
+    model: Annotated[str, typer.Argument(help="A generator or a teacher: model directory, .pkl or builtin:digits.")],
+    num: Annotated[int, typer.Option(min=5, help="Images per trial.")] = 2000,
+    metrics: Annotated[str, typer.Option(help="What to measure, with commas: fid, is, kid, pr.")] = "fid",
     features: Annotated[str, typer.Option(help="Feature network.")] = "digits",
     reference: Annotated[str, typer.Option(help="Reference statistics (.npz), or builtin:digits.")] = "builtin:digits",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first measurement's latents.")] = 0,
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements, each with latents of its own.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first trial's latents.")] = 0,
+    trials: Annotated[int, typer.Option(min=1, help="Measurements, each with latents of its own.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Heun steps of a teacher (18 steps are 35 evaluations).")] = 18,
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 250,
 ) -> None:
-    """Measure a generator or a teacher."""
-    if metrics != "fid":
-        raise UserError(f"--metrics: {metrics!r} is not allowed; allowed: fid")
-    from sid_ray.evaluation.measure import measure_fid
-    from sid_ray.training.evaluator import mean_and_deviation
+    """Measure a generator or a teacher: all metrics from one pass of images."""
+    from sid_ray.evaluation.measure import prepare, too_few
+    from sid_ray.launch.console import measure_trials
 
-    fids = []
-    for number in range(repeats):
-        fids.append(measure_fid(model, num, features, reference, seed + number, steps, batch))
-        print(f"seed {seed + number}: FID {fids[-1]:.4f} ({num} images)", flush=True)
-    if repeats > 1:
-        print(f"FID {mean_and_deviation(fids)}")
+    setup = prepare(model, metrics, features, reference, steps)
+    if warning := too_few(setup, num):
+        print(f"warning: {warning}", file=sys.stderr)
+    measure_trials(setup, num, range(seed, seed + trials), batch)
 
 
 @teach_app.command("digits")

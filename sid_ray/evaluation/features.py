@@ -22,6 +22,11 @@ class FeatureNetwork(nn.Module):
     """What `evaluation.features` calls it, and what reference statistics record."""
     num_features: int
 
+    def probabilities(self, features: Tensor) -> Tensor | None:
+        """Class probabilities (N, classes) of the images with these features (N, num_features); None if the
+        network knows no classes. The inception score needs them."""
+        return None
+
 
 class DigitsFeatures(FeatureNetwork):
     """A small classifier of 8x8 grey digits; its features are the last convolution's, averaged over the image.
@@ -48,6 +53,10 @@ class DigitsFeatures(FeatureNetwork):
     def forward(self, images: Tensor) -> Tensor:
         """Features float32 (N, num_features) of uint8 images (N, 1, 8, 8)."""
         return self.from_unit_range(images.float() / 127.5 - 1)
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Probabilities of the ten digits, float32 (N, 10)."""
+        return self.classes(features).softmax(dim=1)
 
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the classes, float32 (N, 10), of uint8 images (N, 1, 8, 8)."""

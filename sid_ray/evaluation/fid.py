@@ -96,13 +96,24 @@ def _to_cpu(statistics: FeatureStatistics) -> FeatureStatistics:
     return FeatureStatistics(statistics.num, statistics.sum.cpu(), statistics.outer.cpu())
 
 
+@torch.no_grad()
+def image_features(images: Tensor, features: FeatureNetwork, batch: int = 512) -> Tensor:
+    """Features (N, d) of uint8 images (N, C, H, W), on the CPU."""
+    return torch.cat([features(part).cpu() for part in images.split(batch)])
+
+
 def image_statistics(images: Tensor, features: FeatureNetwork, batch: int = 512) -> FeatureStatistics:
     """Feature statistics of uint8 images (N, C, H, W), on the CPU."""
-    statistics = FeatureStatistics.zeros(features.num_features)
-    with torch.no_grad():
-        for part in images.split(batch):
-            statistics = statistics + _to_cpu(FeatureStatistics.of(features(part)))
-    return statistics
+    return FeatureStatistics.of(image_features(images, features, batch))
+
+
+def reference_from_images(images: Tensor, features: FeatureNetwork, batch: int = 512) -> ReferenceStatistics:
+    """Reference statistics of uint8 images (N, C, H, W), with the features of all of them."""
+    extracted = image_features(images, features, batch)
+    statistics = FeatureStatistics.of(extracted)
+    return ReferenceStatistics(
+        statistics.mean.numpy(), statistics.covariance.numpy(), statistics.num, features.name, extracted.numpy()
+    )
 
 
 def one_step_sampler(

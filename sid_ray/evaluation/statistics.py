@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from sid_ray.errors import UserError
 from sid_ray.teachers.model_directory import ASSETS, BUILTIN
 
 FIELD = "evaluation.reference"
-KEYS = {"mu", "sigma", "num", "features"}
+KEYS = {"mu", "sigma", "num", "features", "sample"}
 """Arrays of a reference file; EDM's own hold the first two only."""
 
 
@@ -91,19 +92,23 @@ class ReferenceStatistics:
     """Number of images; 0 if the file does not say (EDM's files do not)."""
     features: str
     """Name of the feature network; empty if the file does not say."""
+    sample: NDArray[np.float32] | None = None
+    """Features (m, d) of m of the images, which KID, precision and recall need; None if the file has none."""
 
 
-def save_reference(path: Path, mu: NDArray[np.float64], sigma: NDArray[np.float64], num: int, features: str) -> None:
+def save_reference(path: Path, reference: ReferenceStatistics) -> None:
     """Write reference statistics as `.npz` without pickle; the file is replaced in one step."""
+    arrays: dict[str, Any] = {
+        "mu": np.asarray(reference.mu, np.float64),
+        "sigma": np.asarray(reference.sigma, np.float64),
+        "num": np.asarray(reference.num, np.int64),
+        "features": np.asarray(reference.features, np.str_),
+    }
+    if reference.sample is not None:
+        arrays["sample"] = np.asarray(reference.sample, np.float32)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with aside.open("wb") as file:
-        np.savez_compressed(
-            file,
-            mu=np.asarray(mu, np.float64),
-            sigma=np.asarray(sigma, np.float64),
-            num=np.asarray(num, np.int64),
-            features=np.asarray(features, np.str_),
-        )
+        np.savez_compressed(file, **arrays)
     aside.replace(path)
 
 
@@ -153,4 +158,7 @@ def _checked(arrays: dict[str, NDArray[np.generic]]) -> ReferenceStatistics:
         raise ValueError("mu or sigma is not finite")
     if not np.allclose(sigma, sigma.T, rtol=1e-6, atol=1e-6 * float(np.abs(sigma).max(initial=0.0))):
         raise ValueError("sigma is not symmetric")
-    return ReferenceStatistics(mu, sigma, int(arrays.get("num", np.int64(0))), str(arrays.get("features", "")))
+    sample = arrays["sample"].astype(np.float32) if "sample" in arrays else None
+    if sample is not None and (sample.ndim != 2 or sample.shape[1] != len(mu) or not np.isfinite(sample).all()):
+        raise ValueError(f"sample has shape {sample.shape}, or is not finite")
+    return ReferenceStatistics(mu, sigma, int(arrays.get("num", np.int64(0))), str(arrays.get("features", "")), sample)

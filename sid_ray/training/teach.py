@@ -19,8 +19,8 @@ from sid_ray.evaluation.fid import (
     frechet_distance,
     generator_statistics,
     heun_sampler,
-    image_statistics,
     one_step_sampler,
+    reference_from_images,
 )
 from sid_ray.evaluation.statistics import ReferenceStatistics, load_reference, save_reference
 from sid_ray.teachers.digits import NETWORK, NUM_CLASSES, digits_images, train_teacher
@@ -64,8 +64,7 @@ def teach_digits(
     features, accuracy = train_digits_features(images, labels, seed)
     progress(f"feature network: {accuracy:.2%} of the held-out digits recognised")
     save_digits_features(out / "features.safetensors", features)
-    real = image_statistics(images, features)
-    save_reference(out / "reference.npz", real.mean.numpy(), real.covariance.numpy(), real.num, features.name)
+    save_reference(out / "reference.npz", reference_from_images(images, features))
     reference = load_reference(out / "reference.npz")
 
     started = time.monotonic()

@@ -159,7 +159,8 @@ def test_unknown_features_are_refused():
 def test_reference_round_trip(tmp_path):
     statistics = FeatureStatistics.of(torch.randn(30, 6))
     path = tmp_path / "reference.npz"
-    save_reference(path, statistics.mean.numpy(), statistics.covariance.numpy(), 30, "digits")
+    mu, sigma = statistics.mean.numpy(), statistics.covariance.numpy()
+    save_reference(path, ReferenceStatistics(mu, sigma, 30, "digits"))
     found = load_reference(path)
     assert (found.num, found.features) == (30, "digits")
     assert np.array_equal(found.mu, statistics.mean.numpy())
