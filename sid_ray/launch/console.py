@@ -106,8 +106,10 @@ def measure_trials(setup: Setup, num: int, seeds: range, batch: int) -> list[dic
     for seed, values in zip(seeds, trials, strict=True):
         table.add_row(str(seed), *(f"{v:.4f}" for v in values.values()))
     if len(trials) > 1:
+        columns = [[trial[name] for trial in trials] for name in trials[0]]
         table.add_section()
-        table.add_row("all", *(mean_and_deviation([t[name] for t in trials]).split(" (")[0] for name in trials[0]))
+        table.add_row("mean", *(f"{statistics.fmean(column):.4f}" for column in columns))
+        table.add_row("±", *(f"{statistics.stdev(column):.4f}" for column in columns))
     Console(highlight=False, soft_wrap=True).print(table)
     return trials
 
