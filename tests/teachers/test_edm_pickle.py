@@ -100,16 +100,16 @@ def mutate(data, rng):
     """A golden file with a few bytes changed, cut out, doubled, or put elsewhere."""
     data = bytearray(data)
     for _ in range(rng.randint(1, 6)):
-        at = rng.randrange(len(data))
+        at = rng.randrange(len(data) + 1)
         kind = rng.randrange(5)
         if kind == 0:
-            data[at] = rng.randrange(256)
+            data[at : at + 1] = bytes([rng.randrange(256)])
         elif kind == 1:
             del data[at : at + rng.randint(1, 64)]
         elif kind == 2:
             data[at:at] = data[at : at + rng.randint(1, 64)]
         elif kind == 3:
-            other = rng.randrange(len(data))
+            other = rng.randrange(len(data) + 1)
             data[at : at + 32] = data[other : other + 32]
         else:
             data[at:at] = rng.choice([b"R", b"b", b"\x81", b"Q", b"\x93", b"cos\nsystem\n", b"\x94", b"0", b"2", b"e"])
