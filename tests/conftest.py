@@ -64,3 +64,37 @@ def whole(tmp_path_factory):
     done = command(*SHORT, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """Address of a real S3 server (moto) on this machine, to which boto3 and pyarrow go while it runs."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        yield settings["AWS_ENDPOINT_URL"]
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, tmp_path, monkeypatch):
+    """Name of an empty bucket; what is fetched from it is cached in a folder of the test's own."""
+    import uuid
+
+    from sid_ray.storage import s3_client
+
+    monkeypatch.setenv("SID_RAY_CACHE", str(tmp_path / "cache"))
+    name = f"bucket-{uuid.uuid4()}"
+    s3_client().create_bucket(Bucket=name)
+    return name

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -52,12 +51,6 @@ class ModelConfig(BaseModel):
     def build(self) -> EDMDenoiser:
         """The network with fresh weights."""
         return EDMDenoiser(sigma_data=self.sigma_data, **self.network)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

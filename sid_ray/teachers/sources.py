@@ -12,6 +12,7 @@ from torch import Tensor
 from sid_ray.diffusion.denoiser import EDMDenoiser
 from sid_ray.diffusion.generator import OneStepGenerator
 from sid_ray.errors import UserError
+from sid_ray.storage import digest
 from sid_ray.teachers.edm_pickle import read_edm_pickle
 from sid_ray.teachers.model_directory import (
     BUILTIN,
@@ -20,7 +21,6 @@ from sid_ray.teachers.model_directory import (
     read_model_config,
     resolve_model,
     save_model,
-    sha256,
 )
 
 EDM_LICENCE = "CC BY-NC-SA 4.0"
@@ -49,7 +49,7 @@ def read_source(path: str, field: str = "model", licence: str | None = None) -> 
         network=checkpoint.network,
         sigma_data=checkpoint.sigma_data,
         licence=licence or (EDM_LICENCE if file.name.startswith(EDM_NAMES) else UNKNOWN_LICENCE),
-        provenance={"source": file.name, "source_sha256": sha256(file), "format": "EDM pickle"},
+        provenance={"source": file.name, "source_sha256": digest(file), "format": "EDM pickle"},
     )
     check_state(checkpoint.state, config, f"{field}: {path}")
     return checkpoint.state, config

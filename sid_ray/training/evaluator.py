@@ -23,13 +23,13 @@ from sid_ray.evaluation.fid import (
     one_step_sampler,
 )
 from sid_ray.evaluation.statistics import load_reference
+from sid_ray.storage import digest
 from sid_ray.teachers.model_directory import (
     ModelConfig,
     load_model,
     read_model_config,
     resolve_model,
     save_model,
-    sha256,
 )
 from sid_ray.training.distributed import World
 from sid_ray.training.progress import Progress
@@ -107,7 +107,7 @@ class Evaluator:
             provenance={
                 "method": "SiD (arXiv 2404.04057)",
                 "teacher": source if source.startswith("builtin:") else source.rsplit("/", 1)[-1],
-                "teacher_sha256": sha256(resolve_model(directory, "teacher.path") / "model.safetensors"),
+                "teacher_sha256": digest(resolve_model(directory, "teacher.path") / "model.safetensors"),
                 "nimg": progress.best_nimg,
                 "alpha": self.config.method.alpha,
                 "batch_size": self.config.batch.size,

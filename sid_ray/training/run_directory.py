@@ -13,7 +13,8 @@ from sid_ray.diffusion.augment import LABELS
 from sid_ray.errors import UserError
 from sid_ray.evaluation.features import load_features
 from sid_ray.evaluation.statistics import load_reference
-from sid_ray.teachers.model_directory import read_model_config, sha256, write_text
+from sid_ray.storage import digest
+from sid_ray.teachers.model_directory import read_model_config, write_text
 from sid_ray.teachers.sources import convert, is_model_directory, read_any_config
 
 
@@ -178,6 +179,6 @@ def teacher_directory(config: Config, run: RunDirectory) -> str:
         return config.teacher.path
     source = Path(config.teacher.path).expanduser()
     recorded = read_model_config(str(run.teacher), "teacher.path").provenance.get("source_sha256")
-    if source.is_file() and sha256(source) != recorded:
+    if source.is_file() and digest(source) != recorded:
         raise UserError(f"teacher.path: {source} is not the file that this run began with; choose another --run.name")
     return str(run.teacher)
