@@ -178,7 +178,8 @@ def _read_json(file: Path, field: str) -> dict[str, Any]:
 
 def _explain(error: Any) -> str:
     """One of pydantic's validation errors as "field: value is not supported; what is allowed"."""
-    name, message = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
+    name = ".".join(part for part in map(str, error["loc"]) if part.isalnum() or part.isidentifier())
+    message = error["msg"].removeprefix("Value error, ")
     if not name:  # a check over several fields names them itself
         return message
     return f"{name}: {error['input']!r} is not supported; {message[0].lower()}{message[1:]}"
