@@ -195,6 +195,7 @@ REFUSED = [
     (UNET, {"down_block_types": ["SkipDownBlock2D"] * 2}, r"'SkipDownBlock2D' is not supported; .*'AttnDownBlock2D'"),
     (UNET, {"layers_per_block": 10**9}, r"layers_per_block: 1000000000 is not supported"),
     (UNET, {"norm_num_groups": 3}, r"cannot be built by diffusers: .*divisible"),
+    (UNET, {"act_fn": 5}, "cannot be built by diffusers"),
     (UNET, {"mystery": 1}, r"cannot be built by diffusers: .*mystery"),
     (UNET, {"block_out_channels": [8, 32]}, r"has of another shape \d+ tensors"),
     (INDEX, {"_class_name": "LDMPipeline"}, r"_class_name: 'LDMPipeline' is not supported; allowed: DDPMPipeline"),

@@ -11,7 +11,6 @@ from sid_ray.config import load_config
 from sid_ray.errors import UserError
 from sid_ray.storage import cache_folder, s3_client
 from sid_ray.teachers.model_directory import read_model_config
-from sid_ray.teachers.sources import convert, load_denoiser
 from sid_ray.training.board import read_metrics
 from sid_ray.training.checkpoints import ROLES, complete_checkpoints, read_progress
 from sid_ray.training.run_directory import check_inputs, open_run
@@ -121,14 +120,3 @@ def test_the_command_line_takes_addresses_everywhere(tiny_teacher, bucket, tmp_p
     generator = upload(run / "generator", bucket, "models/generator")
     assert command("generate", generator, "--num", "9", "--out", "grid.png", cwd=tmp_path).returncode == 0
     assert load_generator(generator).sample(2, seed=3).equal(load_generator(str(run / "generator")).sample(2, seed=3))
-
-
-def test_what_an_address_does_not_hold_is_named(bucket, tmp_path):
-    s3_client().put_object(Bucket=bucket, Key="empty/notes.txt", Body=b"")
-    with pytest.raises(UserError, match=rf"^model: s3://{bucket}/empty: .* is not a model directory \(has no config"):
-        load_denoiser(f"s3://{bucket}/empty")
-    with pytest.raises(UserError, match=r"\(is a file\)"):
-        load_denoiser(f"s3://{bucket}/empty/notes.txt")
-    with pytest.raises(UserError, match=rf"^teacher\.path: there is nothing at s3://{bucket}/none"):
-        convert(f"s3://{bucket}/none", tmp_path / "out", field="teacher.path")
-    assert not (tmp_path / "out").exists()
