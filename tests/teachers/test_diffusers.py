@@ -1,6 +1,7 @@
 """diffusers' models as denoisers: what they predict, and which folders are read."""
 
 import copy
+import itertools
 import json
 import sys
 
@@ -29,9 +30,15 @@ EDGES = (0, 1, 17, 60, 98, 99, 500, 998, 999)
 """Timesteps that are compared, as far as a schedule has them."""
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("classes", [None, 7])
+@pytest.mark.parametrize(
+    ("name", "prediction", "classes"),
+    [
+        *itertools.product(("linear", "cosine"), ("epsilon", "v_prediction"), (None, 7)),
+        ("linear", "sample", 7),
+        ("scaled linear", "epsilon", None),
+        ("trained", "v_prediction", 7),
+    ],
+)
 def test_parity_with_diffusers_at_its_own_timesteps(tmp_path, name, prediction, classes):
     """D(x_t / sqrt(abar), sigma_t) is the scheduler's pred_original_sample of the model's own call."""
     schedule = {**SCHEDULES[name], "prediction_type": prediction}
