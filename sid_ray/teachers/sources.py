@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from sid_ray.teachers.model_directory import (
     load_model,
     read_model_config,
     resolve_model,
-    save_model,
+    save_new_model,
 )
+from sid_ray.teachers.public import EDM_LICENCE
 
-EDM_LICENCE = "CC BY-NC-SA 4.0"
-"""Of NVIDIA's EDM checkpoints, whose names begin as in EDM_NAMES, and of what SiD's authors made from them."""
 EDM_NAMES = ("edm-", "sid-", "sida-")
+"""How the names begin of EDM's checkpoints and of what SiD's authors made from them, all under EDM's licence."""
 UNKNOWN_LICENCE = "unknown"
 
 
@@ -94,14 +93,7 @@ def convert(source: str, out: Path, licence: str | None = None, field: str = "so
     if is_model_directory(source):
         raise UserError(f"{field}: {source!r} is in this format already")
     state, config = read_source(source, field, licence)
-    aside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        save_model(aside, state, config, teacher_card(config, state))
-        aside.rename(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}") from error
+    save_new_model(out, state, config, teacher_card(config, state))
     return config
 
 
@@ -121,7 +113,7 @@ def load_generator(path: str) -> OneStepGenerator:
     denoiser, config = load_denoiser(str(path), "generator")
     if config.kind != "generator" or config.sigma_init is None:
         raise UserError(f"generator: {path!r} holds a {config.kind}, not a one-step generator")
-    return OneStepGenerator(denoiser, config.sigma_init)
+    return OneStepGenerator(denoiser, config.sigma_init, config.class_weights)
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
