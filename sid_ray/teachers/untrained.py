@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from sid_ray.errors import UserError
-from sid_ray.teachers.model_directory import ModelConfig, read_model_config, save_new_model
+from sid_ray.teachers.model_directory import BUILTIN, ModelConfig, read_model_config, save_new_model
 from sid_ray.teachers.public import PUBLIC, public_teacher
-from sid_ray.teachers.sources import is_model_directory
 
 WARNING = "RANDOM TEACHER: its weights are random numbers; this is a smoke test, and its images mean nothing"
 """What every output of such a run says."""
@@ -20,24 +19,19 @@ def untrained_config(path: str, seed: int) -> ModelConfig:
 
     UserError if it names neither.
     """
-    if is_model_directory(path):
-        found = read_model_config(path, "teacher.path")
-        network, sigma_data, label_names = found.network, found.sigma_data, found.label_names
+    local = path.startswith(BUILTIN) or Path(path).expanduser().is_dir()
+    if local:
+        architecture = read_model_config(path, "teacher.path")
     elif public := public_teacher(path):
-        network, sigma_data, label_names = public.network, 0.5, None
+        architecture = ModelConfig(kind="teacher", network=public.network)
     else:
         raise UserError(
             f"teacher.random: true needs a teacher.path of known architecture, not {path!r}; allowed: a model "
             f"directory, or any path ending in one of {', '.join(PUBLIC)}"
         )
-    return ModelConfig(
-        kind="teacher",
-        network=network,
-        sigma_data=sigma_data,
-        label_names=label_names,
-        licence="none: random weights",
-        provenance={"random_teacher": True, "source": path.rsplit("/", 1)[-1], "seed": seed},
-    )
+    provenance = {"random_teacher": True, "source": path.rsplit("/", 1)[-1], "seed": seed}
+    changes = {"kind": "teacher", "sigma_init": None, "licence": "none: random weights", "provenance": provenance}
+    return architecture.model_copy(update=changes)
 
 
 def write_untrained(out: Path, path: str, seed: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from sid_ray.config import Config
 from sid_ray.diffusion.flops import network_cost
 from sid_ray.evaluation.features import load_features
@@ -110,7 +112,8 @@ def _where(path: str) -> str:
 
 
 def _cost(config: Config, teacher: ModelConfig) -> list[tuple[str, str]]:
-    parameters, flops = network_cost(teacher.network)
+    with torch.device("meta"):
+        parameters, flops = network_cost(teacher.build().eval())
     per_image = config.method.forwards * flops
     workers = [config.cluster.workers] if isinstance(config.cluster.workers, int) else [1, 8]
     return [
