@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 
 from rich.console import Console
@@ -11,35 +10,38 @@ from rich.table import Table
 from sid_ray.config import Config, load_config, preset_names
 from sid_ray.teachers.public import EDM, EDM_LICENCE, PublicTeacher, public_teacher
 
-COLUMNS = (
-    *("preset", "teacher", "teacher FID", "SiD FID", "alpha", "batch", "parameters"),
-    *("GFLOP forward", "GFLOP trained", "Mimg", "PFLOP"),
-)
-WIDTH = 144
-"""Of the table where no terminal says otherwise."""
+COLUMNS = ("preset", "teacher FID", "SiD FID", "params", "GFLOP forward", "GFLOP trained", "Mimg", "PFLOP")
 NOTES = f"""\
-FID            as published (EDM, arXiv 2206.00364; SiD, arXiv 2404.04057), of 50,000 images. NFE: network evaluations
-               of the teacher's sampler; a SiD generator needs one.
-GFLOP forward  of one image through the network, counted, additions and multiplications as one each.
-GFLOP trained  of one image in one iteration; times the images of the run (Mimg, million) this is the run's PFLOP.
-teacher        builtin: comes with sid-ray. The others lie at {EDM}pretrained/ and are
-               fetched at the start of a run, once per machine. They are under {EDM_LICENCE}.
+FID            published (EDM, arXiv 2206.00364; SiD, arXiv 2404.04057), 50,000
+               images; the teacher needs many network evaluations, SiD one.
+GFLOP forward  of one image through the network, counted; additions and
+               multiplications are one each.
+GFLOP trained  of one image in one iteration; times the images of a run (Mimg,
+               million) this is its PFLOP.
+Teachers       are fetched at the start of a run, once per machine, from
+               {EDM}pretrained/
+               under {EDM_LICENCE}. The digits come with sid-ray.
 
-sid-ray presets show NAME         one preset: sources, licence, published figures, every setting; a YAML to start from
-sid-ray distill NAME --dry-run    what a run of it needs; starts nothing, fetches nothing
-sid-ray distill NAME              the run
+sid-ray presets show NAME        sources, licence, figures and every setting of
+                                 one preset: a YAML file to start from
+sid-ray distill NAME --dry-run   what a run needs; starts and fetches nothing
+sid-ray distill NAME             the run
 """
 
 
 def print_presets() -> None:
-    """The presets in a table, and what its columns mean."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in COLUMNS[:3] else "right", no_wrap=column in COLUMNS[:2])
-    for name in preset_names():
-        table.add_row(name, *_row(load_config(name)))
-    console.print(table)
+    """The presets: what they distil, and a table of their figures with what its columns mean."""
+    configs = {name: load_config(name) for name in preset_names()}
+    about, figures = Table.grid(padding=(0, 2)), Table(box=None, padding=(0, 1), pad_edge=False)
+    for index, column in enumerate(COLUMNS):
+        figures.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
+    for name, config in configs.items():
+        about.add_row(name, f"{config.description}\nteacher: {config.teacher.path.rsplit('/', 1)[-1]}")
+        figures.add_row(name, *_figures(config))
+    console = Console(highlight=False)
+    console.print(about)
+    print()
+    console.print(figures)
     print(f"\n{NOTES}", end="")
 
 
@@ -57,20 +59,18 @@ def explain(config: Config) -> list[str]:
         f"{_digits(_petaflop(config, teacher))} PFLOP",
     ]
     if teacher.fid_sid is not None:
-        others = "".join(f", {name} {fid:g}" for name, fid in (teacher.fid_others or {}).items())
-        lines.append(f"Published FID: teacher {teacher.fid_teacher}; in one step SiD {teacher.fid_sid:.3f}{others}")
+        many = ", ".join(f"{fid:.2f} in {nfe} evaluations" for nfe, fid in teacher.fid_teacher.items())
+        others = "".join(f", {name} {fid:g}" for name, fid in teacher.fid_others.items())
+        lines.append(f"Published FID: teacher {many}; in one, SiD {teacher.fid_sid:.3f}{others}")
     return lines
 
 
-def _row(config: Config) -> list[str]:
+def _figures(config: Config) -> list[str]:
     teacher = public_teacher(config.teacher.path)
     assert teacher is not None  # every preset's is in the catalogue; a test says so
     return [
-        teacher.name.removesuffix(".pkl"),
-        teacher.fid_teacher,
+        next((f"{fid:.2f}" for fid in teacher.fid_teacher.values()), "-"),
         "-" if teacher.fid_sid is None else f"{teacher.fid_sid:.3f}",
-        f"{config.method.alpha:g}",
-        str(config.batch.size),
         f"{_digits(teacher.parameters / 1e6)} M",
         _digits(teacher.gflop),
         _digits(teacher.gflop * config.method.forwards),
