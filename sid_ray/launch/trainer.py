@@ -19,7 +19,7 @@ from typing import Any
 
 from sid_ray.config import Config, load_config
 from sid_ray.errors import UserError
-from sid_ray.launch.console import Display
+from sid_ray.launch.console import Display, cautions
 from sid_ray.training.checkpoints import complete_checkpoints
 from sid_ray.training.loop import TrainingStopped
 from sid_ray.training.progress import Progress
@@ -80,7 +80,7 @@ def finished_run(config: Config, run: RunDirectory) -> Progress | None:
 
 
 def _launch(config: Config, run: RunDirectory, changed: list[str], display: Display) -> Progress:
-    _describe_start(run, changed, display)
+    _describe_start(config, run, changed, display)
     ray = _start_ray(config)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -225,11 +225,13 @@ class _StopSignals:
         self.bulletin.stop.remote()
 
 
-def _describe_start(run: RunDirectory, changed: list[str], display: Display) -> None:
+def _describe_start(config: Config, run: RunDirectory, changed: list[str], display: Display) -> None:
     newest = next(iter(complete_checkpoints(run.checkpoints)), None)
     if newest is None:
         display.note(f"new run in {run.path}")
     else:
         display.note(f"resuming {run.path} from {newest.name}")
+    for text in cautions(config):
+        display.note(f"caution: {text}")
     for text in changed:
         display.note(f"changed since: {text}")
