@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sid_ray.errors import UserError
 
 PRESETS = Path(__file__).parent / "presets"
+INCEPTION_ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+"""Where the detector of published FIDs is published."""
 
 
 class Section(BaseModel):
@@ -130,9 +132,12 @@ class Evaluation(Section):
     num_images: int = Field(50_000, ge=2)
     """Images per evaluation, the same for the whole run: FID's bias depends on it."""
     features: str = "digits"
-    """Feature network of FID."""
+    """Feature network of FID: `digits`, `inception` (published FIDs), a TorchScript file (.pt) or
+    `python:package.module:factory`, which runs your own code; see docs/metrics.md."""
+    detector: str = INCEPTION_ADDRESS
+    """Where Inception's TorchScript file lies: a path or an address; its sha256 is checked."""
     reference: str = "builtin:digits"
-    """Reference statistics (.npz), or `builtin:digits`."""
+    """Reference statistics (.npz, also at https:// or s3://), or `builtin:digits`."""
     batch: int = Field(250, ge=1)
     """Images per forward pass while sampling."""
     seed: int = Field(0, ge=0)
@@ -242,6 +247,7 @@ MAY_CHANGE_ON_RESUME = (
     "description", "teacher.licence", "cluster", "guard", "engine.zero_stage", "engine.precision", "method.memory",
     "run.total_kimg", "run.report_every_kimg", "run.sample_every_kimg", "run.checkpoint_every_kimg",
     "run.keep_checkpoints", "run.storage", "evaluation.every_kimg", "evaluation.batch", "evaluation.confirmations",
+    "evaluation.detector",
 )  # fmt: skip
 """Sections and fields with which a run may be continued differently; all others make another run."""
 

@@ -48,6 +48,14 @@ class ModelConfig(BaseModel):
     provenance: dict[str, Any] = {}
     """Where the weights come from: source, its sha256, how they were made and measured."""
 
+    def image_shape(self, field: str = "model") -> tuple[int, int, int]:
+        """(channels, height, width) of its images, without allocating weights. UserError if it cannot be built."""
+        try:
+            with torch.device("meta"):
+                return self.build().image_shape
+        except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
+            raise UserError(f"{field}: its architecture cannot be built: {error}") from error
+
     def build(self) -> EDMDenoiser:
         """The network with fresh weights."""
         return EDMDenoiser(sigma_data=self.sigma_data, **self.network)

@@ -41,7 +41,8 @@ class Evaluator:
 
     def __init__(self, config: Config, run: RunDirectory, world: World, plain: EDMDenoiser):
         self.config, self.run, self.world, self.plain = config, run, world, plain
-        self.features = load_features(config.evaluation.features).to(world.device)
+        e = config.evaluation
+        self.features = load_features(e.features, plain.image_shape, e.detector).to(world.device)
         self.reference = load_reference(config.evaluation.reference)
 
     def teacher_fid(self) -> float:

@@ -11,8 +11,9 @@ import yaml
 from sid_ray.config import Config, differences, parse_config
 from sid_ray.diffusion.augment import LABELS
 from sid_ray.errors import UserError
+from sid_ray.evaluation.detectors import TORCHSCRIPT
 from sid_ray.evaluation.features import load_features
-from sid_ray.evaluation.statistics import load_reference
+from sid_ray.evaluation.statistics import check_fits, load_reference
 from sid_ray.storage import digest
 from sid_ray.teachers.model_directory import read_model_config, write_text
 from sid_ray.teachers.sources import convert, is_model_directory, read_any_config
@@ -96,12 +97,9 @@ def check_inputs(config: Config) -> None:
             f"method.augment: {config.method.augment} needs a teacher with {len(LABELS)} augmentation labels; this "
             f"one has {teacher.network.get('augment_dim', 0)}; allowed: 0"
         )
-    features, reference = load_features(config.evaluation.features), load_reference(config.evaluation.reference)
-    if len(reference.mu) != features.num_features:
-        raise UserError(
-            f"evaluation.reference: {config.evaluation.reference!r} has {len(reference.mu)} features, "
-            f"evaluation.features {config.evaluation.features!r} has {features.num_features}"
-        )
+    e = config.evaluation
+    features = load_features(e.features, teacher.image_shape("teacher.path"), e.detector)
+    check_fits(load_reference(e.reference), features, f"evaluation.reference: {e.reference}")
 
 
 def check_workers(config: Config, workers: int) -> None:
@@ -131,6 +129,9 @@ def absolute_paths(config: Config) -> Config:
     tree = config.model_dump()
     tree["teacher"]["path"] = absolute(config.teacher.path)
     tree["evaluation"]["reference"] = absolute(config.evaluation.reference)
+    tree["evaluation"]["detector"] = absolute(config.evaluation.detector)
+    if config.evaluation.features.endswith(TORCHSCRIPT):
+        tree["evaluation"]["features"] = absolute(config.evaluation.features)
     tree["run"]["storage"] = absolute(config.run.storage)
     tree["init"] = {k: v if v is None else absolute(v) for k, v in tree["init"].items()}
     return parse_config(tree)

@@ -20,8 +20,8 @@ from sid_ray.evaluation.fid import (
     generator_statistics,
     heun_sampler,
     one_step_sampler,
-    reference_from_images,
 )
+from sid_ray.evaluation.reference_images import reference_from_images
 from sid_ray.evaluation.statistics import ReferenceStatistics, load_reference, save_reference
 from sid_ray.teachers.digits import NETWORK, NUM_CLASSES, digits_images, train_teacher
 from sid_ray.teachers.model_directory import ModelConfig, save_model
