@@ -115,7 +115,7 @@ def load_torchscript(name: str, image_shape: ImageShape) -> FeatureNetwork:
         raise UserError(f"{FEATURES_FIELD}: {name!r} is not a file")
     found = digest(file)
     if found == INCEPTION_SHA256:
-        return load_inception(image_shape, str(file))
+        return load_inception(image_shape, str(file), found)
     return ModuleFeatures(_open_script(file, FEATURES_FIELD), f"sha256:{found}", image_shape)
 
 

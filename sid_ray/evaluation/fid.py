@@ -27,8 +27,8 @@ def quantise(images: Tensor) -> Tensor:
 def frechet_distance(statistics: FeatureStatistics, reference: ReferenceStatistics) -> float:
     """FID of generated features against a reference: |m - mu|^2 + Tr(S + Sigma - 2 (S Sigma)^(1/2)), in float64.
 
-    S Sigma has the eigenvalues of the symmetric R S R with R = Sigma^(1/2), so none of it needs the square root of an
-    unsymmetric matrix: it is quicker and, where covariances are singular, exact to about 1e-7 of their trace.
+    S Sigma has the eigenvalues of R S R with R = Sigma^(1/2), which is symmetric: they are real and well conditioned,
+    also where covariances are singular (there the error is about 1e-7 of their trace).
     NaN if a sum is not finite; UserError if the dimensions differ; ValueError for fewer than two images.
     """
     d = len(statistics.sum)

@@ -34,7 +34,7 @@ LICENCE = (
 SIGMA_INIT = 2.5
 """Noise level at which a SiD generator starts from the teacher (SiD, arXiv 2404.04057)."""
 Progress = Callable[[str], None]
-LIBRARIES = ("sid-ray", "torch", "numpy", "scikit-learn", "torchmetrics")
+LIBRARIES = ("sid-ray", "torch", "numpy", "scikit-learn")
 
 
 def teach_digits(
