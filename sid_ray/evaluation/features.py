@@ -15,7 +15,7 @@ from sid_ray.config import INCEPTION_ADDRESS
 from sid_ray.errors import UserError
 from sid_ray.evaluation.detectors import PYTHON, TORCHSCRIPT, load_inception, load_python, load_torchscript
 from sid_ray.evaluation.feature_network import FeatureNetwork, ImageShape
-from sid_ray.teachers.model_directory import ASSETS
+from sid_ray.teachers.model_directory import ASSETS, absolute
 
 
 class DigitsFeatures(FeatureNetwork):
@@ -136,6 +136,11 @@ def _size(shape: ImageShape) -> str:
 FEATURES: dict[str, Callable[[ImageShape, str], FeatureNetwork]] = {"digits": load_digits, "inception": load_inception}
 """Loaders of the feature networks by the name that `evaluation.features` gives them; they take the shape of the
 images and `evaluation.detector`."""
+
+
+def absolute_features(name: str) -> str:
+    """The name as it means the same from any working directory: a TorchScript file's path becomes absolute."""
+    return absolute(name) if name.endswith(TORCHSCRIPT) and not name.startswith(PYTHON) else name
 
 
 def load_features(name: str, image_shape: ImageShape, detector: str = INCEPTION_ADDRESS) -> FeatureNetwork:

@@ -14,12 +14,13 @@ from torch import Tensor
 from sid_ray.config import INCEPTION_ADDRESS
 from sid_ray.errors import UserError
 from sid_ray.evaluation.feature_network import FeatureNetwork
-from sid_ray.evaluation.features import load_features
+from sid_ray.evaluation.features import absolute_features, load_features
 from sid_ray.evaluation.fid import Sampler, frechet_distance, heun_sampler, one_step_sampler, quantise
 from sid_ray.evaluation.metrics import inception_score, kernel_distance, precision_recall
 from sid_ray.evaluation.parts import Part, cut, local_device, run_here
 from sid_ray.evaluation.statistics import FeatureStatistics, ReferenceStatistics, check_fits, load_reference
-from sid_ray.teachers.sources import load_denoiser
+from sid_ray.teachers.model_directory import absolute
+from sid_ray.teachers.sources import load_denoiser, read_any_config
 
 METRICS = {
     "fid": "Frechet distance to the reference; lower is better",
@@ -84,7 +85,7 @@ class Setup(NamedTuple):
 def prepare(
     model: str, metrics: str, features: str, reference: str, steps: int = 18, detector: str = INCEPTION_ADDRESS
 ) -> Setup:
-    """Load everything and check that it fits. `metrics`: names with commas; `steps`: Heun steps of a teacher.
+    """Load all but the model's weights and check that it fits. `metrics`: names with commas; `steps`: a teacher's.
 
     UserError if a metric is unknown or cannot be had from the feature network or the reference, or if the
     reference is another feature network's.
@@ -93,7 +94,7 @@ def prepare(
     for name in wanted or [metrics]:
         if name not in METRICS:
             raise UserError(f"--metrics: {name!r} is not allowed; allowed: {', '.join(METRICS)}")
-    _, shape = load_sampler(model, steps, "cpu")
+    shape = read_any_config(model).image_shape()
     network, against = load_features(features, shape, detector), load_reference(reference)
     check_fits(against, network, f"--reference: {reference}")
     if against.sample is None and (needing := [m for m in wanted if m in ("kid", "pr")]):
@@ -103,7 +104,8 @@ def prepare(
         )
     if "is" in wanted and network.probabilities(torch.zeros(1, network.num_features)) is None:
         raise UserError(f"--metrics: 'is' needs a feature network that knows classes; {network.name} does not")
-    return Setup(SampledFeatures(model, features, detector, steps), network, against, wanted)
+    work = SampledFeatures(absolute(model), absolute_features(features), absolute(detector), steps)
+    return Setup(work, network, against, wanted)
 
 
 def measure(

@@ -25,6 +25,7 @@ from sid_ray.evaluation.parts import cut, in_order, local_device
 from sid_ray.evaluation.reference_images import reference_statistics
 from sid_ray.evaluation.statistics import ReferenceStatistics, save_reference
 from sid_ray.launch.parallel import map_parts
+from sid_ray.teachers.model_directory import absolute
 from sid_ray.teachers.sources import load_generator
 from sid_ray.training.teach import library_versions
 
@@ -127,7 +128,7 @@ def generate_images(
     with counting_images(num) as count:
 
         def counted() -> Iterator[Any]:
-            for images in in_order(parts, map_parts(SampledImages(model, classes), parts, workers)):
+            for images in in_order(parts, map_parts(SampledImages(absolute(model), classes), parts, workers)):
                 count(len(images))
                 yield images
 

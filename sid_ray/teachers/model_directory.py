@@ -82,6 +82,11 @@ def save_model(directory: Path, state: dict[str, Tensor], config: ModelConfig, c
     write_text(directory / "config.json", config.model_dump_json(indent=2) + "\n")
 
 
+def absolute(path: str) -> str:
+    """The path as it means the same from any working directory; addresses and `builtin:` names as they are."""
+    return path if path.startswith(BUILTIN) or "://" in path else str(Path(path).expanduser().absolute())
+
+
 def resolve_model(path: str, field: str = "model") -> Path:
     """The directory meant by `path`: a model directory, or `builtin:NAME`. UserError if there is none."""
     builtin = sorted(p.parent.name for p in ASSETS.glob("*/config.json"))

@@ -11,11 +11,10 @@ import yaml
 from sid_ray.config import Config, differences, parse_config
 from sid_ray.diffusion.augment import LABELS
 from sid_ray.errors import UserError
-from sid_ray.evaluation.detectors import TORCHSCRIPT
-from sid_ray.evaluation.features import load_features
+from sid_ray.evaluation.features import absolute_features, load_features
 from sid_ray.evaluation.statistics import check_fits, load_reference
 from sid_ray.storage import digest
-from sid_ray.teachers.model_directory import read_model_config, write_text
+from sid_ray.teachers.model_directory import absolute, read_model_config, write_text
 from sid_ray.teachers.sources import convert, is_model_directory, read_any_config
 
 
@@ -120,18 +119,11 @@ def read_config(run: RunDirectory) -> Config | None:
 
 def absolute_paths(config: Config) -> Config:
     """The configuration with paths that mean the same from any working directory."""
-
-    def absolute(path: str) -> str:
-        if path.startswith("builtin:") or "://" in path:
-            return path
-        return str(Path(path).expanduser().absolute())
-
     tree = config.model_dump()
     tree["teacher"]["path"] = absolute(config.teacher.path)
     tree["evaluation"]["reference"] = absolute(config.evaluation.reference)
     tree["evaluation"]["detector"] = absolute(config.evaluation.detector)
-    if config.evaluation.features.endswith(TORCHSCRIPT):
-        tree["evaluation"]["features"] = absolute(config.evaluation.features)
+    tree["evaluation"]["features"] = absolute_features(config.evaluation.features)
     tree["run"]["storage"] = absolute(config.run.storage)
     tree["init"] = {k: v if v is None else absolute(v) for k, v in tree["init"].items()}
     return parse_config(tree)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import zipfile
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -177,8 +178,24 @@ def test_features_of_ones_own(sid_ray, generator, tmp_path, monkeypatch):
     sys.modules.pop("my_rows")
 
 
+@dataclass(frozen=True)
+class DiesOnce:
+    """Work whose process is lost at the third part, the first time."""
+
+    died: str
+
+    def load(self, device):
+        def run(part):
+            if part.numbers.start == 2 and not os.path.exists(self.died):
+                open(self.died, "w").close()
+                os._exit(1)
+            return list(part.numbers)
+
+        return run
+
+
 @pytest.mark.ray
-def test_any_number_of_workers_gives_the_same(generator, tmp_path):
+def test_any_number_of_workers_gives_the_same(generator, tmp_path, monkeypatch):
     """Two Ray tasks at a time against this process: the same features, metrics and images; a user's error arrives."""
     import ray
 
@@ -197,10 +214,17 @@ def test_any_number_of_workers_gives_the_same(generator, tmp_path):
         assert one.keys() == two.keys() == set(range(0, 100, 16))
         assert all(int((one[n].int() - two[n].int()).abs().max()) <= 1 for n in one)
 
+        lost = map_parts(DiesOnce(str(tmp_path / "died")), cut([0], 6, batch=1), "2")
+        assert sorted(n for _, numbers in lost for n in numbers) == list(range(6))
+        assert (tmp_path / "died").exists()
+
         with pytest.raises(UserError, match="is not a model directory"):
             list(map_parts(SampledImages(str(tmp_path / "none"), None), parts, "2"))
         with pytest.raises(UserError, match=r"--workers: 3 needs as many CPUs; there are 2"):
             list(map_parts(images, parts, "3"))
+        monkeypatch.setenv("RAY_ADDRESS", "auto")  # as on a cluster: all of it, without being asked
+        cluster = {p.numbers.start: x for p, x in map_parts(images, parts[:7])}
+        assert all(torch.equal(cluster[n], two[n]) for n in two)
     finally:
         ray.shutdown()
 
