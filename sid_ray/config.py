@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sid_ray.errors import UserError
 
 PRESETS = Path(__file__).parent / "presets"
+INCEPTION_ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+"""Where the detector of published FIDs is published."""
 
 
 class Section(BaseModel):
@@ -154,9 +156,12 @@ class Evaluation(Section):
     """Images per evaluation, the same for the whole run: FID's bias depends on it. 0: FID is never measured, no
     feature network and no reference are needed, and the latest average is kept instead of the best."""
     features: str = "digits"
-    """Feature network of FID."""
+    """Feature network of FID: `digits`, `inception` (published FIDs), a TorchScript file (.pt) or
+    `python:package.module:factory`, which runs your own code; see docs/metrics.md."""
+    detector: str = INCEPTION_ADDRESS
+    """Where Inception's TorchScript file lies: a path or an address; its sha256 is checked."""
     reference: str = "builtin:digits"
-    """Reference statistics (.npz), or `builtin:digits`."""
+    """Reference statistics (.npz, also at https:// or s3://), or `builtin:digits`."""
     batch: int = Field(250, ge=1)
     """Images per forward pass while sampling."""
     seed: int = Field(0, ge=0)
@@ -276,6 +281,7 @@ MAY_CHANGE_ON_RESUME = (
     "run.total_kimg", "run.report_every_kimg", "run.sample_every_kimg", "run.sample_images",
     "run.checkpoint_every_kimg", "run.keep_checkpoints", "run.storage",
     "evaluation.every_kimg", "evaluation.batch", "evaluation.confirmations",
+    "evaluation.detector",
 )  # fmt: skip
 """Sections and fields with which a run may be continued differently; all others make another run."""
 

@@ -25,7 +25,11 @@ def tile(images: Tensor, columns: int) -> NDArray[np.uint8]:
 
     Small images are enlarged, and a grey gap keeps neighbours apart.
     """
-    pixels = quantise(images).cpu()
+    return tile_pixels(quantise(images).cpu(), columns)
+
+
+def tile_pixels(pixels: Tensor, columns: int) -> NDArray[np.uint8]:
+    """`tile` of uint8 images (N, C, H, W) on the CPU."""
     zoom = -(-SMALLEST_SIDE // pixels.shape[-1])
     pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     pixels = torch.nn.functional.pad(pixels, (GAP, GAP, GAP, GAP), value=GREY)

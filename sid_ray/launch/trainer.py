@@ -20,6 +20,7 @@ from typing import Any
 from sid_ray.config import Config, load_config
 from sid_ray.errors import UserError
 from sid_ray.launch.console import Display, cautions
+from sid_ray.launch.ray_start import start_ray
 from sid_ray.training.checkpoints import complete_checkpoints
 from sid_ray.training.loop import TrainingStopped
 from sid_ray.training.progress import Progress
@@ -144,26 +145,14 @@ def _resources(config: Config, use_gpu: bool) -> dict[str, float]:
 def _start_ray(config: Config) -> Any:
     """Connect to the cluster this runs on, or start one on this machine."""
     for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # it also paces reports
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_DISABLE_IMPORT_WARNING": "1",
     }.items():
         os.environ.setdefault(name, value)
     import logging
 
-    import ray
-
-    if not ray.is_initialized():
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(**quiet)
-        else:
-            workers = config.cluster.workers if isinstance(config.cluster.workers, int) else 2
-            cpus = max(os.cpu_count() or 1, workers * config.cluster.cpus_per_worker)
-            # "local": a cluster of our own, even if another one runs on this machine.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    workers = config.cluster.workers if isinstance(config.cluster.workers, int) else 2
+    ray = start_ray(workers * config.cluster.cpus_per_worker)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     return ray
 

@@ -70,6 +70,13 @@ class ModelConfig(BaseModel):
         with torch.device("meta"):
             return self.build()
 
+    def image_shape(self, field: str = "model") -> tuple[int, int, int]:
+        """(channels, height, width) of its images. UserError, naming `field`, if it cannot be built."""
+        try:
+            return self.skeleton().image_shape
+        except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
+            raise UserError(f"{field}: its architecture cannot be built: {error}") from error
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file in one step: a reader sees the old one or the new one."""
@@ -101,6 +108,11 @@ def save_new_model(out: Path, state: dict[str, Tensor], config: ModelConfig, car
         aside.rename(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error}") from error
+
+
+def absolute(path: str) -> str:
+    """The path as it means the same from any working directory; addresses and `builtin:` names as they are."""
+    return path if path.startswith(BUILTIN) or "://" in path else str(Path(path).expanduser().absolute())
 
 
 def resolve_model(path: str, field: str = "model") -> Path:

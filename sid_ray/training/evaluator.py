@@ -37,9 +37,10 @@ class Evaluator:
 
     def __init__(self, config: Config, run: RunDirectory, world: World, plain: Denoiser):
         self.config, self.run, self.world, self.plain = config, run, world, plain
-        if config.evaluation.num_images:
-            self.features = load_features(config.evaluation.features).to(world.device)
-            self.reference = load_reference(config.evaluation.reference)
+        e = config.evaluation
+        if e.num_images:
+            self.features = load_features(e.features, plain.image_shape, e.detector).to(world.device)
+            self.reference = load_reference(e.reference)
         self.teacher = find_source(teacher_directory(config, run), "teacher.path").path
 
     def teacher_fid(self) -> float:

@@ -6,7 +6,6 @@ import torch
 
 from sid_ray.config import Config
 from sid_ray.diffusion.flops import network_cost
-from sid_ray.evaluation.features import load_features
 from sid_ray.evaluation.statistics import load_reference
 from sid_ray.storage import cached, is_remote
 from sid_ray.teachers.model_directory import ModelConfig
@@ -23,8 +22,6 @@ from sid_ray.training.run_directory import (
 )
 
 GIGA = 1e9
-DETECTORS = ("inception",)
-"""Feature networks that come as a file of their own."""
 
 
 def describe_run(config: Config) -> list[tuple[str, str]]:
@@ -33,7 +30,7 @@ def describe_run(config: Config) -> list[tuple[str, str]]:
     UserError, as at the start of the run, for what can be known to be wrong.
     """
     teacher, lines = _teacher(config)
-    lines += _measure(config)
+    lines += _measure(config, teacher)
     if teacher is not None:
         check_method(config, teacher)
         lines += _warm_starts(config, teacher) + _cost(config, teacher)
@@ -90,19 +87,18 @@ def _warm_starts(config: Config, teacher: ModelConfig) -> list[tuple[str, str]]:
     return lines
 
 
-def _measure(config: Config) -> list[tuple[str, str]]:
-    """Where feature network and reference come from; checked as far as they are here."""
+def _measure(config: Config, teacher: ModelConfig | None) -> list[tuple[str, str]]:
+    """Where feature network and reference come from; checked together as far as they are here."""
     e = config.evaluation
     if not e.num_images:
         return [("FID", "not measured (evaluation.num_images 0)")]
-    if e.features not in DETECTORS and not is_remote(e.reference):
-        check_measure(config)
-        return [("features", e.features), ("reference", e.reference)]
-    if e.features not in DETECTORS:
-        load_features(e.features)
-    if not is_remote(e.reference):
+    needed = [e.detector, e.reference] if e.features == "inception" else [e.reference]
+    if teacher is not None and not any(is_remote(path) for path in needed):
+        check_measure(config, teacher)
+    elif not is_remote(e.reference):
         load_reference(e.reference)
-    return [("features", _where(e.features)), ("reference", _where(e.reference))]
+    features = f"{e.features}: {_where(e.detector)}" if e.features == "inception" else e.features
+    return [("features", features), ("reference", _where(e.reference))]
 
 
 def _where(path: str) -> str:

@@ -11,9 +11,9 @@ import yaml
 from sid_ray.config import Config, differences, parse_config
 from sid_ray.diffusion.augment import LABELS
 from sid_ray.errors import UserError
-from sid_ray.evaluation.features import load_features
-from sid_ray.evaluation.statistics import load_reference
-from sid_ray.teachers.model_directory import ModelConfig, read_model_config, write_text
+from sid_ray.evaluation.features import absolute_features, load_features
+from sid_ray.evaluation.statistics import check_fits, load_reference
+from sid_ray.teachers.model_directory import ModelConfig, absolute, read_model_config, write_text
 from sid_ray.teachers.sources import convert, find_source, is_model_directory, read_any_config
 from sid_ray.teachers.untrained import untrained_config, write_untrained
 
@@ -94,17 +94,14 @@ def check_inputs(config: Config) -> None:
     for field, path in warm_starts(config).items():
         check_warm_start(field, path, teacher)
     if config.evaluation.num_images:
-        check_measure(config)
+        check_measure(config, teacher)
 
 
-def check_measure(config: Config) -> None:
-    """UserError unless feature network and reference are there and fit together."""
-    features, reference = load_features(config.evaluation.features), load_reference(config.evaluation.reference)
-    if len(reference.mu) != features.num_features:
-        raise UserError(
-            f"evaluation.reference: {config.evaluation.reference!r} has {len(reference.mu)} features, "
-            f"evaluation.features {config.evaluation.features!r} has {features.num_features}"
-        )
+def check_measure(config: Config, teacher: ModelConfig) -> None:
+    """UserError unless feature network and reference are there and fit each other and the teacher's images."""
+    e = config.evaluation
+    features = load_features(e.features, teacher.image_shape("teacher.path"), e.detector)
+    check_fits(load_reference(e.reference), features, f"evaluation.reference: {e.reference}")
 
 
 def warm_starts(config: Config) -> dict[str, str]:
@@ -150,15 +147,11 @@ def read_config(run: RunDirectory) -> Config | None:
 
 def absolute_paths(config: Config) -> Config:
     """The configuration with paths that mean the same from any working directory."""
-
-    def absolute(path: str) -> str:
-        if path.startswith("builtin:") or "://" in path:
-            return path
-        return str(Path(path).expanduser().absolute())
-
     tree = config.model_dump()
     tree["teacher"]["path"] = absolute(config.teacher.path)
     tree["evaluation"]["reference"] = absolute(config.evaluation.reference)
+    tree["evaluation"]["detector"] = absolute(config.evaluation.detector)
+    tree["evaluation"]["features"] = absolute_features(config.evaluation.features)
     tree["run"]["storage"] = absolute(config.run.storage)
     tree["init"] = {k: v if v is None else absolute(v) for k, v in tree["init"].items()}
     return parse_config(tree)
