@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sid_ray.errors import UserError
 
+TEACHER_REFERENCE = "teacher"
+"""`evaluation.reference` that is made from the teacher's own samples."""
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -30,7 +32,7 @@ class Teacher(Section):
 
     path: str
     """Model directory of the teacher, an EDM checkpoint (.pkl), a diffusers folder (UNet2DModel), the s3:// or https://
-    address of one, or `builtin:digits`."""
+    address of one, `builtin:digits`, or `python:package.module:factory`, which runs your own code."""
     licence: str | None = None
     """Licence of a teacher that comes in another format; unset: what is known of the file."""
 
@@ -115,12 +117,18 @@ class Batch(Section):
 
 
 class Init(Section):
-    """Warm start of the trained networks."""
+    """Where the trained networks start."""
 
+    student: str | None = None
+    """Network of another architecture for generator and fake score, given as teacher.path is; unset: the teacher's."""
+    fit_kimg: float = Field(100, ge=0)
+    """Thousands of images with which a student learns the teacher's denoiser before the run; 0: not at all."""
+    fit_lr: float = Field(1e-3, gt=0, lt=1)
+    """Learning rate of that fit at its beginning; it falls to 0 as a half cosine."""
     generator: str | None = None
-    """What to start the generator from, given as teacher.path is; unset: the teacher."""
+    """What to start the generator from, given as teacher.path is; unset: the student, or the teacher."""
     fake_score: str | None = None
-    """What to start the fake score from, given as teacher.path is; unset: the teacher."""
+    """What to start the fake score from, given as teacher.path is; unset: the student, or the teacher."""
 
 
 class Evaluation(Section):
@@ -131,9 +139,11 @@ class Evaluation(Section):
     num_images: int = Field(50_000, ge=2)
     """Images per evaluation, the same for the whole run: FID's bias depends on it."""
     features: str = "digits"
-    """Feature network of FID."""
+    """Feature network of FID: `digits`, `pixels` (the pixels themselves), or `points` (coordinates of points, and waves
+    that see modes)."""
     reference: str = "builtin:digits"
-    """Reference statistics (.npz), or `builtin:digits`."""
+    """Reference statistics (.npz), `builtin:digits`, or `teacher`: made once per run, from evaluation.num_images
+    many-step samples of the teacher itself."""
     batch: int = Field(250, ge=1)
     """Images per forward pass while sampling."""
     seed: int = Field(0, ge=0)
@@ -142,6 +152,14 @@ class Evaluation(Section):
     """At the end the best generator is measured again this often, with fresh latents each time."""
     teacher_steps: int = Field(18, ge=0, le=1000)
     """Heun steps of the teacher's own FID, measured once (18 steps are 35 evaluations); 0: not measured."""
+
+    @model_validator(mode="after")
+    def _a_teacher_as_reference_is_sampled(self) -> Evaluation:
+        if self.reference == TEACHER_REFERENCE and not self.teacher_steps:
+            raise ValueError(
+                "evaluation.teacher_steps: 0 makes no samples for evaluation.reference 'teacher'; allowed: 1 on"
+            )
+        return self
 
 
 class Guard(Section):
@@ -277,6 +295,14 @@ def load_config(preset_or_yaml: str, overrides: Mapping[str, Any] | None = None)
     if isinstance(tree["run"], dict):
         tree["run"].setdefault("name", path.stem)
     for dotted, value in (overrides or {}).items():
+        _override(tree, dotted, value)
+    return parse_config(tree)
+
+
+def override(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The configuration with dotted overrides, validated again. UserError as in `load_config`."""
+    tree = config.model_dump()
+    for dotted, value in overrides.items():
         _override(tree, dotted, value)
     return parse_config(tree)
 

@@ -142,7 +142,7 @@ def heun_sampler(denoiser: Denoiser, seed: int, num_steps: int = 18, device: tor
     def sample(numbers: range) -> Tensor:
         z, drawn = draw_latents(denoiser, seed, numbers)
         labels = None if drawn is None else drawn.to(device)
-        return heun_sample(lambda x, sigma: denoiser(x, sigma, labels), z.to(device), num_steps)
+        return heun_sample(lambda x, sigma: denoiser(x, sigma.expand(len(x)), labels), z.to(device), num_steps)
 
     return sample
 

@@ -45,7 +45,8 @@ def prepare(model: str, metrics: str, features: str, reference: str, steps: int 
     for name in wanted or [metrics]:
         if name not in METRICS:
             raise UserError(f"--metrics: {name!r} is not allowed; allowed: {', '.join(METRICS)}")
-    network, against = load_features(features), load_reference(reference)
+    denoiser, config = load_denoiser(model)
+    network, against = load_features(features, denoiser.image_shape), load_reference(reference)
     if len(against.mu) != network.num_features or against.features not in ("", network.name):
         raise UserError(
             f"--reference: {reference} has {len(against.mu)} features of {against.features or 'an unnamed network'}, "
@@ -55,7 +56,6 @@ def prepare(model: str, metrics: str, features: str, reference: str, steps: int 
         raise UserError(f"--metrics: {needing[0]!r} needs a reference with features of images; {reference} has none")
     if "is" in wanted and network.probabilities(torch.zeros(1, network.num_features)) is None:
         raise UserError(f"--metrics: 'is' needs a feature network that knows classes; {network.name} does not")
-    denoiser, config = load_denoiser(model)
 
     def sampler(seed: int) -> Sampler:
         if config.kind == "generator" and config.sigma_init is not None:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import yaml
 
-from sid_ray.config import Config, differences, parse_config
+from sid_ray.config import TEACHER_REFERENCE, Config, differences, parse_config
 from sid_ray.diffusion.augment import LABELS
 from sid_ray.errors import UserError
 from sid_ray.evaluation.features import load_features
 from sid_ray.evaluation.statistics import load_reference
 from sid_ray.teachers.model_directory import read_model_config, write_text
-from sid_ray.teachers.sources import convert, find_source, is_model_directory, read_any_config
+from sid_ray.teachers.modules import HANDED, Handed
+from sid_ray.teachers.sources import convert, find_source, is_model_directory
+from sid_ray.teachers.start import Start
+from sid_ray.teachers.user_code import PYTHON
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,16 @@ class RunDirectory:
     def teacher(self) -> Path:
         """Model directory of a teacher that came in another format."""
         return self.path / "teacher"
+
+    @property
+    def student(self) -> Path:
+        """Weights of a student of its own after its fit to the teacher (safetensors)."""
+        return self.path / "student.safetensors"
+
+    @property
+    def reference(self) -> Path:
+        """Reference statistics made from the teacher's samples."""
+        return self.path / "reference.npz"
 
     @property
     def samples(self) -> Path:
@@ -84,20 +97,20 @@ class RunDirectory:
         return self.path / "error.log"
 
 
-def check_inputs(config: Config) -> None:
-    """UserError unless teacher, warm starts, features and reference are there and fit together."""
+def check_inputs(config: Config, handed: Handed = Handed()) -> None:
+    """UserError unless teacher, student, warm starts, features and reference are there and fit together."""
     run = RunDirectory.of(config)
     check_teacher_is_the_same(config, run)
-    teacher = read_any_config(teacher_directory(config, run), "teacher.path")
-    for field, path in (("init.generator", config.init.generator), ("init.fake_score", config.init.fake_score)):
-        if path is not None and read_any_config(path, field).network != teacher.network:
-            raise UserError(f"{field}: {path!r} is not of the teacher's architecture")
-    if config.method.augment > 0 and teacher.network.get("augment_dim", 0) != len(LABELS):
+    student = start_of(config, run, handed).check()
+    if config.method.augment > 0 and student.augment_dim != len(LABELS):
         raise UserError(
-            f"method.augment: {config.method.augment} needs a teacher with {len(LABELS)} augmentation labels; this "
-            f"one has {teacher.network.get('augment_dim', 0)}; allowed: 0"
+            f"method.augment: {config.method.augment} needs a network with {len(LABELS)} augmentation labels; this "
+            f"one has {student.augment_dim}; allowed: 0"
         )
-    features, reference = load_features(config.evaluation.features), load_reference(config.evaluation.reference)
+    features = load_features(config.evaluation.features, student.image_shape)
+    if config.evaluation.reference == TEACHER_REFERENCE:
+        return
+    reference = load_reference(config.evaluation.reference)
     if len(reference.mu) != features.num_features:
         raise UserError(
             f"evaluation.reference: {config.evaluation.reference!r} has {len(reference.mu)} features, "
@@ -125,19 +138,20 @@ def absolute_paths(config: Config) -> Config:
     """The configuration with paths that mean the same from any working directory."""
 
     def absolute(path: str) -> str:
-        if path.startswith("builtin:") or "://" in path:
+        if path.startswith(("builtin:", PYTHON, HANDED)) or "://" in path:
             return path
         return str(Path(path).expanduser().absolute())
 
     tree = config.model_dump()
     tree["teacher"]["path"] = absolute(config.teacher.path)
-    tree["evaluation"]["reference"] = absolute(config.evaluation.reference)
+    if config.evaluation.reference != TEACHER_REFERENCE:
+        tree["evaluation"]["reference"] = absolute(config.evaluation.reference)
     tree["run"]["storage"] = absolute(config.run.storage)
-    tree["init"] = {k: v if v is None else absolute(v) for k, v in tree["init"].items()}
+    tree["init"] |= {k: absolute(v) for k, v in tree["init"].items() if isinstance(v, str)}
     return parse_config(tree)
 
 
-def open_run(config: Config) -> tuple[RunDirectory, list[str]]:
+def open_run(config: Config, handed: Handed = Handed()) -> tuple[RunDirectory, list[str]]:
     """Create or reopen the run's directory; returns it and the fields in which a resumed run now differs.
 
     UserError, with nothing touched, if inputs are missing, the storage cannot be written, or the directory
@@ -145,7 +159,7 @@ def open_run(config: Config) -> tuple[RunDirectory, list[str]]:
     """
     if "://" in config.run.storage:
         raise UserError(f"run.storage: {config.run.storage!r} is not supported; allowed: a local or shared folder")
-    check_inputs(config)
+    check_inputs(config, handed)
     run = RunDirectory.of(config)
     old = read_config(run)
     changed: list[str] = []
@@ -169,6 +183,11 @@ def open_run(config: Config) -> tuple[RunDirectory, list[str]]:
     if not is_model_directory(teacher_directory(config, run), "teacher.path"):
         convert(config.teacher.path, run.teacher, config.teacher.licence, "teacher.path")
     return run, changed
+
+
+def start_of(config: Config, run: RunDirectory, handed: Handed = Handed()) -> Start:
+    """The networks of a run; `handed` are those that its program handed over."""
+    return Start(config, teacher_directory(config, run), handed)
 
 
 def teacher_directory(config: Config, run: RunDirectory) -> str:
