@@ -47,7 +47,7 @@ def is_diffusers_folder(path: Path) -> bool:
         return True
     try:
         return "_class_name" in json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False  # no configuration, or one that whoever reads it will complain of
 
 
@@ -76,7 +76,9 @@ def read_diffusers_folder(path: Path, field: str = "source") -> Checkpoint:
     except ValidationError as error:
         where = folder.scheduler if error.title == Schedule.__name__ else folder.unet / "config.json"
         raise UserError("\n".join(f"{field}: {where}: {_explain(e)}" for e in error.errors())) from error
-    except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # values of a wrong type can fail anywhere in diffusers
         raise UserError(f"{field}: {folder.unet / 'config.json'} cannot be built by diffusers: {error}") from error
     return Checkpoint(network, read_weights(folder.unet, field), licence=read_licence(folder.card))
 
@@ -169,7 +171,7 @@ def _check_class(config: dict[str, Any], allowed: tuple[str, ...], file: Path, f
 def _read_json(file: Path, field: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{field}: {file} is not readable as JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{field}: {file} holds a {type(content).__name__}, not fields")
@@ -178,7 +180,8 @@ def _read_json(file: Path, field: str) -> dict[str, Any]:
 
 def _explain(error: Any) -> str:
     """One of pydantic's validation errors as "field: value is not supported; what is allowed"."""
-    name, message = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
+    name = ".".join(part for part in map(str, error["loc"]) if part.isalnum() or part.isidentifier())
+    message = error["msg"].removeprefix("Value error, ")
     if not name:  # a check over several fields names them itself
         return message
     return f"{name}: {error['input']!r} is not supported; {message[0].lower()}{message[1:]}"
