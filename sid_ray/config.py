@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sid_ray.errors import UserError
 
+TEACHER_REFERENCE = "teacher"
+"""`evaluation.reference` that is made from the teacher's own samples."""
 PRESETS = Path(__file__).parent / "presets"
 INCEPTION_ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 """Where the detector of published FIDs is published."""
@@ -33,7 +35,7 @@ class Teacher(Section):
 
     path: str
     """Model directory of the teacher, an EDM checkpoint (.pkl), a diffusers folder (UNet2DModel), the s3:// or https://
-    address of one, or `builtin:digits`."""
+    address of one, `builtin:digits`, or `python:package.module:factory`, which runs your own code."""
     random: bool = False
     """Smoke tests only: a teacher of this architecture with fresh random weights instead of its own; the path
     is a model directory, or names a public teacher, and nothing is fetched."""
@@ -139,12 +141,18 @@ class Batch(Section):
 
 
 class Init(Section):
-    """Warm start of the trained networks."""
+    """Where the trained networks start."""
 
+    student: str | None = None
+    """Network of another architecture for generator and fake score, given as teacher.path is; unset: the teacher's."""
+    fit_kimg: float = Field(100, ge=0)
+    """Thousands of images with which a student learns the teacher's denoiser before the run; 0: not at all."""
+    fit_lr: float = Field(1e-3, gt=0, lt=1)
+    """Learning rate of that fit at its beginning; it falls to 0 as a half cosine."""
     generator: str | None = None
-    """What to start the generator from, given as teacher.path is; unset: the teacher."""
+    """What to start the generator from, given as teacher.path is; unset: the student, or the teacher."""
     fake_score: str | None = None
-    """What to start the fake score from, given as teacher.path is; unset: the teacher."""
+    """What to start the fake score from, given as teacher.path is; unset: the student, or the teacher."""
 
 
 class Evaluation(Section):
@@ -156,12 +164,14 @@ class Evaluation(Section):
     """Images per evaluation, the same for the whole run: FID's bias depends on it. 0: FID is never measured, no
     feature network and no reference are needed, and the latest average is kept instead of the best."""
     features: str = "digits"
-    """Feature network of FID: `digits`, `inception` (published FIDs), a TorchScript file (.pt) or
-    `python:package.module:factory`, which runs your own code; see docs/metrics.md."""
+    """Feature network of FID: `digits`, `inception` (published FIDs), `pixels` (the pixels themselves), `points`
+    (coordinates of points, and waves that see modes), a TorchScript file (.pt) or `python:package.module:factory`,
+    which runs your own code; see docs/metrics.md."""
     detector: str = INCEPTION_ADDRESS
     """Where Inception's TorchScript file lies: a path or an address; its sha256 is checked."""
     reference: str = "builtin:digits"
-    """Reference statistics (.npz, also at https:// or s3://), or `builtin:digits`."""
+    """Reference statistics (.npz, also at https:// or s3://), `builtin:digits`, or `teacher`: made once per run, from
+    evaluation.num_images many-step samples of the teacher itself."""
     batch: int = Field(250, ge=1)
     """Images per forward pass while sampling."""
     seed: int = Field(0, ge=0)
@@ -177,6 +187,14 @@ class Evaluation(Section):
         if num_images == 1:
             raise ValueError("allowed: 2 or more, or 0 for no evaluation")
         return num_images
+
+    @model_validator(mode="after")
+    def _a_teacher_as_reference_is_sampled(self) -> Evaluation:
+        if self.reference == TEACHER_REFERENCE and not self.teacher_steps:
+            raise ValueError(
+                "evaluation.teacher_steps: 0 makes no samples for evaluation.reference 'teacher'; allowed: 1 on"
+            )
+        return self
 
 
 class Guard(Section):
@@ -316,6 +334,14 @@ def load_config(preset_or_yaml: str, overrides: Mapping[str, Any] | None = None)
     if isinstance(tree["run"], dict):
         tree["run"].setdefault("name", path.stem)
     for dotted, value in (overrides or {}).items():
+        _override(tree, dotted, value)
+    return parse_config(tree)
+
+
+def override(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The configuration with dotted overrides, validated again. UserError as in `load_config`."""
+    tree = config.model_dump()
+    for dotted, value in overrides.items():
         _override(tree, dotted, value)
     return parse_config(tree)
 

@@ -13,7 +13,7 @@ from sid_ray.diffusion.denoiser import Denoiser
 
 def generate(denoiser: nn.Module, z: Tensor, sigma_init: float, class_labels: Tensor | None = None) -> Tensor:
     """G(z) = D(sigma_init z; sigma_init): images (N, C, H, W), float32, about [-1, 1], from unit normals `z`."""
-    return denoiser(z * sigma_init, sigma_init, class_labels)
+    return denoiser(z * sigma_init, z.new_full((len(z),), sigma_init), class_labels)
 
 
 def one_hot(indices: Tensor, label_dim: int) -> Tensor | None:

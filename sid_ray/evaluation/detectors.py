@@ -5,7 +5,6 @@ TorchScript is read by `torch.jit.load` alone, which runs no Python; see docs/se
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from sid_ray.config import INCEPTION_ADDRESS
 from sid_ray.errors import UserError
 from sid_ray.evaluation.feature_network import FeatureNetwork, ImageShape
 from sid_ray.storage import digest, fetch
+from sid_ray.teachers.user_code import call_factory
 
 FEATURES_FIELD, DETECTOR_FIELD = "evaluation.features", "evaluation.detector"
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-PYTHON = "python:"
-"""Prefix of a factory in the user's own code, as in `python:package.module:factory`."""
 TORCHSCRIPT = ".pt"
 
 
@@ -124,16 +122,7 @@ def load_python(name: str, image_shape: ImageShape) -> FeatureNetwork:
 
     UserError if there is no such function, or its result is no module from such images to features.
     """
-    module, colon, factory = name.removeprefix(PYTHON).partition(":")
-    try:
-        if not (module and colon and factory):
-            raise ValueError("it is written python:package.module:factory")
-        network = vars(importlib.import_module(module))[factory]()
-    except (ImportError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{FEATURES_FIELD}: {name!r} cannot be called ({type(error).__name__}: {error}); allowed: a function "
-            "without arguments in a module that Python finds (PYTHONPATH)"
-        ) from error
+    network = call_factory(name, FEATURES_FIELD)
     if not isinstance(network, nn.Module):
         raise UserError(f"{FEATURES_FIELD}: {name!r} returns {type(network).__name__}; allowed: a torch.nn.Module")
     return ModuleFeatures(network, name, image_shape)

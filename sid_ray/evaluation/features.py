@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from sid_ray.config import INCEPTION_ADDRESS
 from sid_ray.errors import UserError
-from sid_ray.evaluation.detectors import PYTHON, TORCHSCRIPT, load_inception, load_python, load_torchscript
+from sid_ray.evaluation.detectors import TORCHSCRIPT, load_inception, load_python, load_torchscript
 from sid_ray.evaluation.feature_network import FeatureNetwork, ImageShape
 from sid_ray.teachers.model_directory import ASSETS, absolute
+from sid_ray.teachers.user_code import PYTHON, is_python
 
 
 class DigitsFeatures(FeatureNetwork):
@@ -133,14 +135,64 @@ def _size(shape: ImageShape) -> str:
     return " x ".join(map(str, shape))
 
 
-FEATURES: dict[str, Callable[[ImageShape, str], FeatureNetwork]] = {"digits": load_digits, "inception": load_inception}
+class PixelFeatures(FeatureNetwork):
+    """No network at all: the pixels, float in [-1, 1]. FID then compares mean and covariance of the images themselves,
+    and nothing beyond: for points, see `PointFeatures`.
+    """
+
+    name = "pixels"
+
+    def __init__(self, image_shape: ImageShape):
+        super().__init__()
+        self.num_features = prod(image_shape)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 (N, C H W) of uint8 images (N, C, H, W)."""
+        return images.flatten(1).float() / 127.5 - 1
+
+
+class PointFeatures(FeatureNetwork):
+    """Coordinates of points (C, 1, 1) in [-1, 1], and cosines and sines of them along fixed directions.
+
+    Means and covariances of coordinates do not see modes; those of waves do, as long as their length is that of the
+    structure (random Fourier features: Rahimi & Recht 2007).
+    """
+
+    name = "points"
+    waves: Tensor
+    """Wave vectors (DIRECTIONS x wave numbers, C)."""
+    DIRECTIONS, WAVE_NUMBERS = 8, (2.5, 5.0, 10.0)
+    """A wave number of 10 has a length of 0.63."""
+
+    def __init__(self, image_shape: ImageShape):
+        super().__init__()
+        if image_shape[1:] != (1, 1):
+            raise UserError(f"evaluation.features: 'points' looks at points (C, 1, 1), not at images of {image_shape}")
+        rng = torch.Generator().manual_seed(0)
+        directions = F.normalize(torch.randn(self.DIRECTIONS, image_shape[0], generator=rng), dim=1)
+        self.register_buffer("waves", torch.cat([k * directions for k in self.WAVE_NUMBERS]))
+        self.num_features = image_shape[0] + 2 * len(self.waves)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 (N, num_features) of uint8 points (N, C, 1, 1)."""
+        points = images.flatten(1).float() / 127.5 - 1
+        phase = points @ self.waves.T
+        return torch.cat([points, phase.cos(), phase.sin()], dim=1)
+
+
+FEATURES: dict[str, Callable[[ImageShape, str], FeatureNetwork]] = {
+    "digits": load_digits,
+    "inception": load_inception,
+    "pixels": lambda image_shape, detector: PixelFeatures(image_shape),
+    "points": lambda image_shape, detector: PointFeatures(image_shape),
+}
 """Loaders of the feature networks by the name that `evaluation.features` gives them; they take the shape of the
 images and `evaluation.detector`."""
 
 
 def absolute_features(name: str) -> str:
     """The name as it means the same from any working directory: a TorchScript file's path becomes absolute."""
-    return absolute(name) if name.endswith(TORCHSCRIPT) and not name.startswith(PYTHON) else name
+    return absolute(name) if name.endswith(TORCHSCRIPT) and not is_python(name) else name
 
 
 def load_features(name: str, image_shape: ImageShape, detector: str = INCEPTION_ADDRESS) -> FeatureNetwork:
@@ -149,7 +201,7 @@ def load_features(name: str, image_shape: ImageShape, detector: str = INCEPTION_
     `name`: one of FEATURES, a TorchScript file, or `python:package.module:factory`. `detector`: where Inception's file
     lies. UserError for another name, a missing or wrong file, or images that the network does not look at.
     """
-    if name.startswith(PYTHON):
+    if is_python(name):
         network = load_python(name, image_shape)
     elif name.endswith(TORCHSCRIPT):
         network = load_torchscript(name, image_shape)

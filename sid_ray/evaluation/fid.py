@@ -123,7 +123,7 @@ def heun_sampler(
     def sample(numbers: range) -> Tensor:
         z, drawn = draw_latents(denoiser, seed, numbers, class_weights=class_weights)
         labels = None if drawn is None else drawn.to(device)
-        return heun_sample(lambda x, sigma: denoiser(x, sigma, labels), z.to(device), num_steps)
+        return heun_sample(lambda x, sigma: denoiser(x, sigma.expand(len(x)), labels), z.to(device), num_steps)
 
     return sample
 

@@ -6,17 +6,20 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sid_ray.config import Config
-from sid_ray.evaluation.pictures import sample_grid, tile
+from sid_ray.diffusion.generator import OneStepGenerator
+from sid_ray.evaluation.pictures import plot_points, sample_grid, tile
 from sid_ray.teachers.model_directory import write_text
 from sid_ray.training.board import Board
 from sid_ray.training.checkpoints import save_checkpoint
 from sid_ray.training.distributed import World
 from sid_ray.training.engines import Networks
-from sid_ray.training.evaluator import Evaluator
+from sid_ray.training.evaluator import POINTS, Evaluator
 from sid_ray.training.outside import Outside
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory
@@ -187,10 +190,15 @@ class Loop:
             self.board.fid_curve(p.teacher_fid)
 
     def _sample(self, average: dict[str, Tensor]) -> None:
+        if self.board and self.config.run.sample_images:
+            self.board.picture(self.progress.nimg, self._picture(self.evaluator.generator(average)))
+
+    def _picture(self, generator: OneStepGenerator) -> NDArray[np.uint8]:
+        """A grid of images; points are drawn beside the teacher's."""
         run = self.config.run
-        if self.board and run.sample_images:
-            images, columns = sample_grid(self.evaluator.generator(average), run.sample_images, run.seed)
-            self.board.picture(self.progress.nimg, tile(images, columns))
+        if generator.denoiser.image_shape[1:] == (1, 1):
+            return plot_points(generator.sample(POINTS, seed=run.seed), self.evaluator.teacher_points)
+        return tile(*sample_grid(generator, run.sample_images, run.seed))
 
     def _checkpoint(self) -> None:
         keep = self.config.run.keep_checkpoints

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import yaml
 
-from sid_ray.config import Config, differences, parse_config
+from sid_ray.config import TEACHER_REFERENCE, Config, differences, parse_config
 from sid_ray.diffusion.augment import LABELS
+from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.errors import UserError
 from sid_ray.evaluation.features import absolute_features, load_features
 from sid_ray.evaluation.statistics import check_fits, load_reference
-from sid_ray.teachers.model_directory import ModelConfig, absolute, read_model_config, write_text
-from sid_ray.teachers.sources import convert, find_source, is_model_directory, read_any_config
+from sid_ray.teachers.model_directory import absolute, read_model_config, write_text
+from sid_ray.teachers.modules import Handed
+from sid_ray.teachers.sources import convert, find_source, is_model_directory
+from sid_ray.teachers.start import Start
 from sid_ray.teachers.untrained import untrained_config, write_untrained
 
 
@@ -48,6 +51,16 @@ class RunDirectory:
     def teacher(self) -> Path:
         """Model directory of a teacher that came in another format, or of a random one."""
         return self.path / "teacher"
+
+    @property
+    def student(self) -> Path:
+        """Weights of a student of its own after its fit to the teacher (safetensors)."""
+        return self.path / "student.safetensors"
+
+    @property
+    def reference(self) -> Path:
+        """Reference statistics made from the teacher's samples."""
+        return self.path / "reference.npz"
 
     @property
     def samples(self) -> Path:
@@ -85,45 +98,32 @@ class RunDirectory:
         return self.path / "error.log"
 
 
-def check_inputs(config: Config) -> None:
-    """UserError unless teacher, warm starts, features and reference are there and fit together."""
+def check_inputs(config: Config, handed: Handed = Handed()) -> None:
+    """UserError unless teacher, student, warm starts, features and reference are there and fit together."""
     run = RunDirectory.of(config)
     check_teacher_is_the_same(config, run)
-    teacher = teacher_config(config, run)
-    check_method(config, teacher)
-    for field, path in warm_starts(config).items():
-        check_warm_start(field, path, teacher)
+    student = start_of(config, run, handed).check()
+    check_method(config, student)
     if config.evaluation.num_images:
-        check_measure(config, teacher)
+        check_measure(config, student.image_shape)
 
 
-def check_measure(config: Config, teacher: ModelConfig) -> None:
-    """UserError unless feature network and reference are there and fit each other and the teacher's images."""
+def check_measure(config: Config, image_shape: tuple[int, int, int]) -> None:
+    """UserError unless feature network and reference are there and fit each other and the images (C, H, W)."""
     e = config.evaluation
-    features = load_features(e.features, teacher.image_shape("teacher.path"), e.detector)
-    check_fits(load_reference(e.reference), features, f"evaluation.reference: {e.reference}")
+    features = load_features(e.features, image_shape, e.detector)
+    if e.reference != TEACHER_REFERENCE:
+        check_fits(load_reference(e.reference), features, f"evaluation.reference: {e.reference}")
 
 
-def warm_starts(config: Config) -> dict[str, str]:
-    """The warm starts that are set: field -> path."""
-    paths = {"init.generator": config.init.generator, "init.fake_score": config.init.fake_score}
-    return {field: path for field, path in paths.items() if path is not None}
-
-
-def check_warm_start(field: str, path: str, teacher: ModelConfig) -> None:
-    """UserError unless there is a network of the teacher's architecture at `path`."""
-    if read_any_config(path, field).network != teacher.network:
-        raise UserError(f"{field}: {path!r} is not of the teacher's architecture")
-
-
-def check_method(config: Config, teacher: ModelConfig) -> None:
-    """UserError unless augmentation and class weights are possible with such a teacher."""
-    if config.method.augment > 0 and teacher.network.get("augment_dim", 0) != len(LABELS):
+def check_method(config: Config, network: Denoiser) -> None:
+    """UserError unless augmentation and class weights are possible with a network that takes what this one does."""
+    if config.method.augment > 0 and network.augment_dim != len(LABELS):
         raise UserError(
-            f"method.augment: {config.method.augment} needs a teacher with {len(LABELS)} augmentation labels; this "
-            f"one has {teacher.network.get('augment_dim', 0)}; allowed: 0"
+            f"method.augment: {config.method.augment} needs a network with {len(LABELS)} augmentation labels; this "
+            f"one has {network.augment_dim}; allowed: 0"
         )
-    weights, classes = config.method.class_weights, teacher.network.get("label_dim", 0)
+    weights, classes = config.method.class_weights, network.label_dim
     if weights is not None and len(weights) != classes:
         allowed = f"a list of {classes}" if classes else "none, for this teacher knows no classes"
         raise UserError(f"method.class_weights: {len(weights)} numbers do not fit the teacher; allowed: {allowed}")
@@ -149,15 +149,16 @@ def absolute_paths(config: Config) -> Config:
     """The configuration with paths that mean the same from any working directory."""
     tree = config.model_dump()
     tree["teacher"]["path"] = absolute(config.teacher.path)
-    tree["evaluation"]["reference"] = absolute(config.evaluation.reference)
+    if config.evaluation.reference != TEACHER_REFERENCE:
+        tree["evaluation"]["reference"] = absolute(config.evaluation.reference)
     tree["evaluation"]["detector"] = absolute(config.evaluation.detector)
     tree["evaluation"]["features"] = absolute_features(config.evaluation.features)
     tree["run"]["storage"] = absolute(config.run.storage)
-    tree["init"] = {k: v if v is None else absolute(v) for k, v in tree["init"].items()}
+    tree["init"] |= {k: absolute(v) for k, v in tree["init"].items() if isinstance(v, str)}
     return parse_config(tree)
 
 
-def open_run(config: Config) -> tuple[RunDirectory, list[str]]:
+def open_run(config: Config, handed: Handed = Handed()) -> tuple[RunDirectory, list[str]]:
     """Create or reopen the run's directory; returns it and the fields in which a resumed run now differs.
 
     UserError, with nothing touched, if inputs are missing, the storage cannot be written, or the directory
@@ -165,7 +166,7 @@ def open_run(config: Config) -> tuple[RunDirectory, list[str]]:
     """
     if "://" in config.run.storage:
         raise UserError(f"run.storage: {config.run.storage!r} is not supported; allowed: a local or shared folder")
-    check_inputs(config)
+    check_inputs(config, handed)
     run = RunDirectory.of(config)
     old = read_config(run)
     changed: list[str] = []
@@ -193,11 +194,11 @@ def open_run(config: Config) -> tuple[RunDirectory, list[str]]:
     return run, changed
 
 
-def teacher_config(config: Config, run: RunDirectory) -> ModelConfig:
-    """Configuration of the run's teacher, also before its run has begun. UserError if there is none."""
-    if config.teacher.random and not run.teacher.is_dir():
-        return untrained_config(config.teacher.path, config.run.seed)
-    return read_any_config(teacher_directory(config, run), "teacher.path")
+def start_of(config: Config, run: RunDirectory, handed: Handed = Handed()) -> Start:
+    """The networks of a run, also before it has begun; `handed` are those that its program handed over."""
+    drawn = config.teacher.random and not run.teacher.is_dir()
+    untrained = untrained_config(config.teacher.path, config.run.seed) if drawn else None
+    return Start(config, teacher_directory(config, run), handed, untrained)
 
 
 def teacher_directory(config: Config, run: RunDirectory) -> str:
