@@ -22,6 +22,7 @@ from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory, check_workers, open_run, teacher_directory
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
+from sid_ray.training.watchdog import Watchdog
 
 
 def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
@@ -45,6 +46,7 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
         device=world.device,
     )
     board = Board(run, config, progress.nimg) if world.is_first else None
+    watchdog = Watchdog(config.cluster.hang_timeout_seconds, run.error_log, f"worker {world.rank} of {world.size}")
     loop = Loop(
         config=config,
         run=run,
@@ -55,11 +57,13 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
         progress=progress,
         outside=outside,
         board=board,
+        watchdog=watchdog,
     )
     try:
         if loop.train():
             loop.finish()
     finally:
+        watchdog.close()
         if board:
             board.close()
         networks.generator.destroy()
