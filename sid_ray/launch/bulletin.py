@@ -16,7 +16,8 @@ class News:
 
     at_work: int
     """Size of the worker group that is running; 0 while there is none."""
-    reports: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[dict[str, Any] | str] = field(default_factory=list)
+    """Figures and notes, in order."""
     losses: list[str] = field(default_factory=list)
     """Each time workers were lost: who, and why."""
     joined: bool = False
@@ -41,9 +42,9 @@ class Bulletin:
             self.news.at_work, self.news.joined = size, True
         return True
 
-    def post(self, metrics: dict[str, Any]) -> None:
-        """Add a report."""
-        self.news.reports.append(metrics)
+    def post(self, report: dict[str, Any] | str) -> None:
+        """Add a report (figures) or a note (text)."""
+        self.news.reports.append(report)
 
     def lose(self, who: str) -> None:
         """Workers were lost; Ray restarts the group, or ends the run."""

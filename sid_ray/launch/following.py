@@ -130,7 +130,7 @@ class Launch:
 
     def _tell(self, news: News) -> None:
         for report in news.reports:
-            self.display.update(report)
+            self.display.note(report) if isinstance(report, str) else self.display.update(report)
         for who in news.losses:
             self.failures += 1
             count = self.failures_before + self.failures
@@ -140,8 +140,10 @@ class Launch:
                 self.display.note(f"{who}; restarting {start}, failure {count} of {self.max_failures}")
         now = time.monotonic()
         if news.joined:
-            low = self.growth.most
-            self.display.note(f"{news.at_work} worker(s) at work" + (f" of up to {low}" if news.at_work < low else ""))
+            most = self.growth.most
+            self.display.note(
+                f"{news.at_work} worker(s) at work" + (f" of up to {most}" if news.at_work < most else "")
+            )
         if news.at_work:
             self.waiting_since = now
         elif now - self.waiting_since > WAITING_SECONDS:

@@ -44,6 +44,10 @@ class RayOutside(Outside):
             ray.get(self.bulletin.post.remote(metrics))
         ray.train.report({k: v for k, v in metrics.items() if v is not None})
 
+    def note(self, text: str) -> None:
+        """Tell the driver's terminal."""
+        ray.get(self.bulletin.post.remote(text))
+
     def should_stop(self) -> bool:
         """Whether the driver asked to stop, a machine is to be taken away, or this process was sent SIGTERM."""
         reason = None
