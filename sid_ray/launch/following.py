@@ -164,7 +164,12 @@ class Launch:
                 log.write("".join(traceback.format_exception(errors[0])))
         count = self.failures_before + self.failures
         counted = f" (failure {count}, cluster.max_failures is {self.max_failures})" if count else ""
-        first_line = (message.strip().splitlines() or [""])[0]
         return DistillationFailed(
-            f"the workers failed: {first_line}{counted}\nThe same command resumes. Details: {self.run.error_log}"
+            f"the workers failed: {_headline(message)}{counted}\nThe same command resumes. Details: {self.run.error_log}"
         )
+
+
+def _headline(message: str) -> str:
+    """The first line of an error message, and the second where the first only announces it."""
+    lines = [line.strip() for line in message.strip().splitlines()] or [""]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

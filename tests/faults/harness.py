@@ -56,13 +56,17 @@ def environment(**more: str) -> dict[str, str]:
     return inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
 
 
-def launch(folder: Path, arguments: list[str], plan: dict[str, Any] | None = None, **env: str) -> subprocess.Popen[str]:
-    """Start the job in a folder, in a session of its own."""
+def launch(
+    folder: Path, arguments: list[str], plan: dict[str, Any] | None = None, log: Path | None = None, **env: str
+) -> subprocess.Popen[str]:
+    """Start the job in a folder; its output goes to a pipe, or to the end of `log`."""
     program = ["-m", "sid_ray"] if plan is None else ["-m", "tests.faults.inject", json.dumps(plan)]
-    return subprocess.Popen(
-        [sys.executable, *program, *arguments],
-        cwd=folder, env=environment(**env), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    with open(log or os.devnull, "a") as file:
+        return subprocess.Popen(
+            [sys.executable, *program, *arguments],
+            cwd=folder, env=environment(**env), text=True,
+            stdout=file if log else subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -77,10 +81,10 @@ def job(stage: int) -> list[str]:
     return [*SHORT, "--engine.zero_stage", str(stage)]
 
 
-def undisturbed(folder: Path, stage: int) -> Path:
+def undisturbed(folder: Path, arguments: list[str]) -> Path:
     """The run directory of an undisturbed run."""
     folder.mkdir(parents=True, exist_ok=True)
-    finish(launch(folder, job(stage)))
+    finish(launch(folder, arguments))
     return folder / "runs" / "digits"
 
 
@@ -138,9 +142,16 @@ def newest_told(run: Path) -> int:
     return max((row["nimg"] for row in read_metrics(run / "metrics.jsonl")), default=0)
 
 
+def _wait_past_a_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
+    """Until there is something to lose: a report after the first checkpoint."""
+    wait_until(lambda: bool(checkpoints(run)), process, "a checkpoint")
+    first = checkpoints(run)[0]
+    wait_until(lambda: newest_told(run) > first, process, "a report after the first checkpoint")
+
+
 def _kill_driver(folder: Path, run: Path, stage: int) -> tuple[str, int]:
     process = launch(folder, job(stage))
-    wait_until(lambda: bool(checkpoints(run)), process, "a checkpoint")
+    _wait_past_a_checkpoint(run, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     time.sleep(5)  # its workers notice
@@ -155,7 +166,7 @@ def _lose_node(folder: Path, run: Path, stage: int) -> tuple[str, int]:
     with cluster(cpus=1) as nodes:
         second = nodes.add_node(num_cpus=1)
         process = launch(folder, job(stage), RAY_ADDRESS=nodes.address)
-        wait_until(lambda: bool(checkpoints(run)), process, "a checkpoint")
+        _wait_past_a_checkpoint(run, process)
         nodes.remove_node(second, allow_graceful=False)
         told = newest_told(run)
         nodes.add_node(num_cpus=1)

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import checkpoints, cluster, environment, finish, job, launch, newest_told, wait_until
+from tests.faults.harness import (
+    checkpoints,
+    cluster,
+    environment,
+    finish,
+    job,
+    launch,
+    newest_told,
+    undisturbed,
+    wait_until,
+)
 from tests.training.test_worker import assert_same, end_state
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
@@ -17,9 +27,7 @@ TWO = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
 
 @pytest.fixture(scope="module")
 def stayed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stayed")
-    finish(launch(folder, LONG))
-    return folder / "runs" / "digits"
+    return undisturbed(tmp_path_factory.mktemp("stayed"), LONG)
 
 
 def drain(address: str, node_id: str, seconds: int) -> None:

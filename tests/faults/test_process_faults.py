@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import FAULTS, STAGES, run_cell, undisturbed
+from tests.faults.harness import FAULTS, STAGES, job, run_cell, undisturbed
 
 QUICK = {("worker 1 killed", 1), ("hang", 1)}
 """Two ways to lose a worker; the driver's death is in tests/launch/test_distill.py."""
@@ -19,7 +19,7 @@ def whole_at(whole, tmp_path_factory):
 
     def at(stage):
         if stage not in runs:
-            runs[stage] = undisturbed(tmp_path_factory.mktemp(f"whole{stage}"), stage)
+            runs[stage] = undisturbed(tmp_path_factory.mktemp(f"whole{stage}"), job(stage))
         return runs[stage]
 
     return at
