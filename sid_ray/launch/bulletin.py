@@ -29,7 +29,7 @@ class Bulletin:
 
     def __init__(self) -> None:
         self.news = News(at_work=0)
-        self.stopping = False
+        self.stopping = self.lost = False
         self.given_up: dict[int, tuple[str, str]] = {}
         self.leaving: str | None = None
         self.outcome: dict[str, Any] | None = None
@@ -38,6 +38,7 @@ class Bulletin:
         """A worker has started; returns whether there is anything to do."""
         if self.stopping or self.given_up:
             return False
+        self.lost = False
         if rank == 0:
             self.news.at_work, self.news.joined = size, True
         return True
@@ -47,9 +48,10 @@ class Bulletin:
         self.news.reports.append(report)
 
     def lose(self, who: str) -> None:
-        """Workers were lost; Ray restarts the group, or ends the run."""
-        self.news.losses.append(who)
-        self.news.at_work = 0
+        """Workers were lost; Ray restarts the group, or ends the run. It may say so more than once of a group."""
+        if not self.lost:
+            self.news.losses.append(who)
+        self.lost, self.news.at_work = True, 0
 
     def give_up(self, rank: int, kind: str, message: str) -> int:
         """A worker has met what no restart can mend; returns how many have."""

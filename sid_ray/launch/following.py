@@ -164,9 +164,8 @@ class Launch:
                 log.write("".join(traceback.format_exception(errors[0])))
         count = self.failures_before + self.failures
         counted = f" (failure {count}, cluster.max_failures is {self.max_failures})" if count else ""
-        return DistillationFailed(
-            f"the workers failed: {_headline(message)}{counted}\nThe same command resumes. Details: {self.run.error_log}"
-        )
+        details = f"The same command resumes. Details: {self.run.error_log}"
+        return DistillationFailed(f"the workers failed: {_headline(message)}{counted}\n{details}")
 
 
 def _headline(message: str) -> str:

@@ -96,7 +96,7 @@ def _launch(config: Config, run: RunDirectory, changed: list[str], display: Disp
         while True:
             launch = Launch(run, display, stop, growth, config.cluster.max_failures, failures)
             bulletin = _beside_the_driver()
-            trainer = _trainer(config, run, workers, use_gpu, bulletin, config.cluster.max_failures - failures)
+            trainer = _trainer(config, run, workers, use_gpu, bulletin, max(0, config.cluster.max_failures - failures))
             progress, reason = launch.follow(trainer, bulletin)
             failures += launch.failures
             if progress.nimg >= config.total_nimg or stop.asked:

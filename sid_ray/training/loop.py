@@ -82,6 +82,7 @@ class Loop:
                 if evaluate:
                     self._evaluate(average)
                 self._sample(average)
+                self.world.barrier()  # for the first worker's writing; in the next step its peers would be watched
             if report:
                 with self.watchdog.watching():
                     self._report(metrics)

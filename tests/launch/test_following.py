@@ -42,6 +42,8 @@ def test_after_a_loss_the_outcome_counts():
     bulletin.lose("worker 1 died")
     news = bulletin.exchange(False)
     assert (news.at_work, news.joined, news.losses) == (0, False, ["worker 1 died"])
+    bulletin.lose("worker 1 died")  # Ray says it at each look until it has dealt with it
+    assert bulletin.exchange(False).losses == []
     assert bulletin.join(0, 2)
     bulletin.end({"nimg": 5})
     assert bulletin.exchange(False).losses == []
