@@ -1,7 +1,7 @@
 """The main job with one fault planted in a worker: `python -m tests.faults.inject '{"kind": ...}' distill digits ...`.
 
-The command line is the real one. Only the function that Ray's workers run is wrapped: on one rank, in the first
-iteration after so many checkpoints are complete, and once per run, the fault happens.
+The command line is the real one. Only the function that Ray's workers run is wrapped: on one rank, shortly
+after a checkpoint, and once per run, the fault happens.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ class Plan:
     marker: str = "fault.json"
     """File in the run directory that says that it has happened."""
 
-    def due(self, run: Path) -> bool:
-        complete = list(run.glob("checkpoints/nimg-*/complete.json"))
-        return len(complete) >= self.checkpoints and not (run / self.marker).exists()
+    after: int = 256
+    """So many images after a checkpoint, so that there is something to lose."""
+
+    def due(self, run: Path, nimg: int) -> bool:
+        complete = sorted(int(p.parent.name[5:]) for p in run.glob("checkpoints/nimg-*/complete.json"))
+        enough = len(complete) >= self.checkpoints and nimg >= complete[-1] + self.after
+        return enough and not (run / self.marker).exists()
 
     def happen(self, run: Path, nimg: int) -> None:
         (run / self.marker).write_text(json.dumps({"kind": self.kind, "nimg": nimg, "pid": os.getpid()}))
@@ -53,7 +57,7 @@ def plant(plan: Plan, original: Any) -> Any:
         run, call = Path(settings["run"]), Iteration.__call__
 
         def faulty(self: Iteration, nimg: int) -> Any:
-            if dist.get_rank() == plan.rank % dist.get_world_size() and plan.due(run):
+            if dist.get_rank() == plan.rank % dist.get_world_size() and plan.due(run, nimg):
                 plan.happen(run, nimg)
             return call(self, nimg)
 
