@@ -13,9 +13,8 @@ from sid_ray.diffusion.augment import LABELS
 from sid_ray.errors import UserError
 from sid_ray.evaluation.features import load_features
 from sid_ray.evaluation.statistics import load_reference
-from sid_ray.storage import digest
 from sid_ray.teachers.model_directory import read_model_config, write_text
-from sid_ray.teachers.sources import convert, is_model_directory, read_any_config
+from sid_ray.teachers.sources import convert, find_source, is_model_directory, read_any_config
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,9 @@ class RunDirectory:
 
 def check_inputs(config: Config) -> None:
     """UserError unless teacher, warm starts, features and reference are there and fit together."""
-    teacher = read_any_config(teacher_directory(config, RunDirectory.of(config)), "teacher.path")
+    run = RunDirectory.of(config)
+    check_teacher_is_the_same(config, run)
+    teacher = read_any_config(teacher_directory(config, run), "teacher.path")
     for field, path in (("init.generator", config.init.generator), ("init.fake_score", config.init.fake_score)):
         if path is not None and read_any_config(path, field).network != teacher.network:
             raise UserError(f"{field}: {path!r} is not of the teacher's architecture")
@@ -165,20 +166,26 @@ def open_run(config: Config) -> tuple[RunDirectory, list[str]]:
     except OSError as error:
         raise UserError(f"run.storage: {config.run.storage!r} cannot be written: {error}") from error
     write_text(run.config_yaml, config.to_yaml())
-    if not is_model_directory(teacher_directory(config, run)):
+    if not is_model_directory(teacher_directory(config, run), "teacher.path"):
         convert(config.teacher.path, run.teacher, config.teacher.licence, "teacher.path")
     return run, changed
 
 
 def teacher_directory(config: Config, run: RunDirectory) -> str:
-    """Where the run reads its teacher: its own converted copy if there is one, else `teacher.path`.
+    """Where every worker reads the teacher: the run's own converted copy if there is one, else `teacher.path`."""
+    return str(run.teacher) if run.teacher.is_dir() else config.teacher.path
 
-    UserError if the file that was converted has changed since.
-    """
+
+def check_teacher_is_the_same(config: Config, run: RunDirectory) -> None:
+    """UserError if the source that the run converted has changed since; one that is gone is not needed any more."""
     if not run.teacher.is_dir():
-        return config.teacher.path
-    source = Path(config.teacher.path).expanduser()
+        return
+    try:
+        source = find_source(config.teacher.path, "teacher.path")
+    except UserError:
+        return  # its address has nothing any more, or cannot be reached
     recorded = read_model_config(str(run.teacher), "teacher.path").provenance.get("source_sha256")
-    if source.is_file() and digest(source) != recorded:
-        raise UserError(f"teacher.path: {source} is not the file that this run began with; choose another --run.name")
-    return str(run.teacher)
+    if source.path.exists() and (source.format is None or source.format.digest(source.path) != recorded):
+        raise UserError(
+            f"teacher.path: {config.teacher.path} is not the file that this run began with; choose another --run.name"
+        )
