@@ -91,7 +91,7 @@ def distill(
         _print_plan(config)
         return
     from sid_ray.launch.console import print_summary
-    from sid_ray.launch.trainer import DistillationFailed
+    from sid_ray.launch.following import DistillationFailed
     from sid_ray.launch.trainer import distill as run_distillation
     from sid_ray.training.loop import TrainingStopped
     from sid_ray.training.progress import Progress

@@ -25,6 +25,8 @@ from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory
 from sid_ray.training.schedules import crossed, ema_beta, evaluation_due, learning_rate
 from sid_ray.training.step import Iteration, StepLosses
+from sid_ray.training.stops import StopChecks
+from sid_ray.training.watchdog import Watchdog
 
 
 class TrainingStopped(Exception):
@@ -54,6 +56,7 @@ class Loop:
     outside: Outside
     board: Board | None
     """Only on the first worker."""
+    watchdog: Watchdog
 
     def train(self) -> bool:
         """Train until `run.total_kimg` or until asked to stop; returns whether the end was reached.
@@ -63,24 +66,29 @@ class Loop:
         if self.progress.nimg == 0:
             self._measure_start()
         total, tick, stop = self.config.total_nimg, Tick(), False
+        stops = StopChecks(self.world, self.outside)
         while self.progress.nimg < total and not stop:
             before = self.progress.nimg
-            self._step(tick)
+            with self.watchdog.watching():
+                self._step(tick)
+                stop = stops.stop()
             after, last = self.progress.nimg, self.progress.nimg >= total
 
             evaluate = last or evaluation_due(self.config.evaluation.every_kimg, before, after)
             sample = evaluate or crossed(self.config.run.sample_every_kimg, before, after)
             report = evaluate or crossed(self.config.run.report_every_kimg, before, after)
             if report:
-                metrics = self._tick_metrics(tick)
+                with self.watchdog.watching():
+                    metrics = self._tick_metrics(tick)
             if sample:
                 average = self.networks.generator.average()
                 if evaluate:
                     self._evaluate(average)
                 self._sample(average)
+                self.world.barrier()  # for the first worker's writing; in the next step its peers would be watched
             if report:
-                self._report(metrics)
-                stop = self.world.any(self.outside.should_stop())
+                with self.watchdog.watching():
+                    self._report(metrics)
                 tick = Tick()
             if last or stop or crossed(self.config.run.checkpoint_every_kimg, before, after):
                 self._checkpoint()

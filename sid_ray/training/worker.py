@@ -25,6 +25,7 @@ from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory, check_workers, open_run, start_of
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
+from sid_ray.training.watchdog import Watchdog
 
 
 def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Handed = Handed()) -> Progress:
@@ -54,6 +55,7 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Hand
         class_weights=config.method.class_weights,
     )
     board = Board(run, config, progress.nimg) if world.is_first else None
+    watchdog = Watchdog(config.cluster.hang_timeout_seconds, run.error_log, f"worker {world.rank} of {world.size}")
     loop = Loop(
         config=config,
         run=run,
@@ -64,11 +66,13 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Hand
         progress=progress,
         outside=outside,
         board=board,
+        watchdog=watchdog,
     )
     try:
         if loop.train():
             loop.finish()
     finally:
+        watchdog.close()
         if board:
             board.close()
         networks.generator.destroy()
