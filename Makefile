@@ -3,12 +3,13 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install run test test-all lint format clean
+.PHONY: help install run test test-all test-faults lint format clean
 
 help:
 	@echo "make run    set up and distil the built-in digits teacher (about 4 minutes on two cores)"
 	@echo "make test   set up and run the tests"
 	@echo "make test-all  the tests and the slow ones: every stage, precision and world size"
+	@echo "make test-faults  storage and processes that fail: nothing is lost"
 	@echo "make lint   ruff, types, import layers"
 	@echo "make format rewrite the code in the project's style"
 
@@ -29,6 +30,9 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+test-faults: install
+	$(BIN)/python -m pytest -m faults
 
 lint: install
 	$(BIN)/ruff format --check .

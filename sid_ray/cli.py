@@ -97,17 +97,18 @@ def distill(
     except KeyboardInterrupt:
         print("sid-ray: aborted; the same command resumes from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
-    print_summary(RunDirectory(Path(result.path)), Progress.model_validate(result.metrics), config.run.total_kimg)
+    print_summary(RunDirectory.of(config), Progress.model_validate(result.metrics), config.run.total_kimg)
 
 
 def _print_plan(config: Config) -> None:
     from sid_ray.training.run_directory import RunDirectory, check_inputs
 
     check_inputs(config)
+    run = RunDirectory.of(config)
     print(config.to_yaml(), end="")
     steps = -(-config.total_nimg // config.batch.size)
     print(
-        f"\n# run directory  {RunDirectory.of(config).path}\n"
+        f"\n# run directory  {run.address(run.path)}\n"
         f"# iterations     {steps} of {config.batch.size} images, {config.num_slots} micro-batches each\n"
         f"# workers        {config.cluster.workers} ({config.cluster.cpus_per_worker} CPU each)\n"
         "# dry run: nothing was started"

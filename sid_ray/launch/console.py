@@ -69,20 +69,20 @@ def print_summary(run: RunDirectory, p: Counters, total_kimg: float) -> None:
     skipped = p.generator_skipped + p.fake_score_skipped
     rows += [("time in training steps", duration(p.seconds)), ("skipped steps", str(skipped))]
     rows += [
-        ("generator", _shown(run.generator)),
-        ("samples", _shown(run.samples)),
-        ("FID curve", _shown(run.fid_plot)),
-        ("TensorBoard", _shown(run.tensorboard)),
+        ("generator", _shown(run, run.generator)),
+        ("samples", _shown(run, run.samples)),
+        ("FID curve", _shown(run, run.fid_plot)),
+        ("TensorBoard", _shown(run, run.tensorboard)),
     ]
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    generator = _shown(run.generator)
+    generator = _shown(run, run.generator)
     following = [
         f"sid-ray generate {generator} --num 100 --out grid.png",
         f"sid-ray evaluate {generator} --num 10000",
-        f"tensorboard --logdir {_shown(run.tensorboard)}",
+        f"tensorboard --logdir {_shown(run, run.tensorboard)}",
     ]
     if finished:
         following.append(
@@ -118,9 +118,8 @@ def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3f}"
 
 
-def _shown(path: Path) -> str:
+def _shown(run: RunDirectory, path: Path) -> str:
     """The path as the user would type it."""
-    try:
+    if run.remote is None and path.is_relative_to(Path.cwd()):
         return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    return run.address(path)

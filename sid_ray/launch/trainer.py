@@ -14,16 +14,16 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sid_ray.config import Config, load_config
 from sid_ray.errors import UserError
 from sid_ray.launch.console import Display
-from sid_ray.training.checkpoints import complete_checkpoints
+from sid_ray.storage.lease import Taken
+from sid_ray.training.checkpoints import complete_names
 from sid_ray.training.loop import TrainingStopped
 from sid_ray.training.progress import Progress
-from sid_ray.training.run_directory import RunDirectory, absolute_paths, check_workers, open_run
+from sid_ray.training.run_directory import RunDirectory, absolute_paths, check_workers, claim, open_run
 
 POLL_SECONDS = 0.2
 
@@ -37,7 +37,7 @@ class DistillResult:
     """How a run ended."""
 
     path: str
-    """The run directory."""
+    """The run directory, local or on S3."""
     metrics: dict[str, Any]
     """The final counters (`training.progress.Progress`): nimg, fid, best_fid, teacher_fid, ..."""
     generator: str
@@ -57,16 +57,18 @@ def distill(
     """
     config = preset_or_yaml if isinstance(preset_or_yaml, Config) else load_config(preset_or_yaml, overrides)
     config = absolute_paths(config)
-    run, changed = open_run(config)
-    display = Display(config.run.total_kimg, quiet)
-    try:
-        progress = finished_run(config, run) or _launch(config, run, changed, display)
-    finally:
-        display.close()
+    lost: list[str] = []
+    with claim(config, lambda text: None if quiet else print(text, flush=True), lost.append) as lease:
+        run, changed = open_run(config, lease.owner)
+        display = Display(config.run.total_kimg, quiet)
+        try:
+            progress = finished_run(config, run) or _launch(config, run, changed, display, lost)
+        finally:
+            display.close()
     return DistillResult(
-        path=str(run.path),
+        path=run.address(run.path),
         metrics=progress.model_dump(),
-        generator=str(run.generator),
+        generator=run.address(run.generator),
         finished=progress.nimg >= config.total_nimg,
     )
 
@@ -79,7 +81,7 @@ def finished_run(config: Config, run: RunDirectory) -> Progress | None:
     return progress if progress.nimg >= config.total_nimg else None
 
 
-def _launch(config: Config, run: RunDirectory, changed: list[str], display: Display) -> Progress:
+def _launch(config: Config, run: RunDirectory, changed: list[str], display: Display, lost: list[str]) -> Progress:
     _describe_start(run, changed, display)
     ray = _start_ray(config)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -93,7 +95,7 @@ def _launch(config: Config, run: RunDirectory, changed: list[str], display: Disp
     bulletin = ray.remote(Bulletin).options(num_cpus=0).remote()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"config": config.model_dump(), "run": str(run.path), "bulletin": bulletin},
+        train_loop_config={"config": config.model_dump(), "owner": run.owner, "bulletin": bulletin},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=use_gpu, resources_per_worker=_resources(config, use_gpu)
@@ -105,7 +107,7 @@ def _launch(config: Config, run: RunDirectory, changed: list[str], display: Disp
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
         ),
     )
-    return _follow(trainer, bulletin, run, display)
+    return _follow(trainer, bulletin, run, display, lost)
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -114,14 +116,15 @@ def _worker(settings: dict[str, Any]) -> None:
     from sid_ray.launch.bulletin import RayOutside
     from sid_ray.training.worker import run_worker
 
-    outside, run = RayOutside(settings["bulletin"]), RunDirectory(Path(settings["run"]))
+    config, outside = parse_config(settings["config"]), RayOutside(settings["bulletin"])
+    run = RunDirectory.of(config, settings["owner"])
     import ray
 
     try:
-        progress = run_worker(parse_config(settings["config"]), run, outside)
+        progress = run_worker(config, run, outside)
     except Exception as error:
-        if not isinstance(error, (UserError, TrainingStopped)):
-            run.error_log.write_text(traceback.format_exc(), encoding="utf-8")
+        if not isinstance(error, (UserError, TrainingStopped, Taken)):
+            run.record_failure(traceback.format_exc())
         ray.get(outside.bulletin.fail.remote(type(error).__name__, str(error)))
         raise
     if outside.first:
@@ -168,8 +171,11 @@ def _start_ray(config: Config) -> Any:
     return ray
 
 
-def _follow(trainer: Any, bulletin: Any, run: RunDirectory, display: Display) -> Progress:
-    """Run `fit` in a thread; show progress and pass on the wish to stop, until it ends."""
+def _follow(trainer: Any, bulletin: Any, run: RunDirectory, display: Display, lost: list[str]) -> Progress:
+    """Run `fit` in a thread; show progress and pass on the wish to stop, until it ends.
+
+    `lost`: gets a text when another process has taken over the run.
+    """
     import ray
 
     errors: list[BaseException] = []
@@ -186,7 +192,11 @@ def _follow(trainer: Any, bulletin: Any, run: RunDirectory, display: Display) ->
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             for report in ray.get(bulletin.read.remote()):
-                display.update(report)
+                display.note(report) if isinstance(report, str) else display.update(report)
+            if lost:
+                bulletin.stop.remote()  # the workers notice it themselves then, and write nothing
+    if lost:
+        raise DistillationFailed(f"{run.address(run.path)}: {lost[0]}; this process has stopped and written nothing")
     failure, outcome = ray.get(bulletin.result.remote())
     if outcome is not None:
         return Progress.model_validate(outcome)
@@ -196,9 +206,11 @@ def _follow(trainer: Any, bulletin: Any, run: RunDirectory, display: Display) ->
     if kind == "TrainingStopped":
         raise TrainingStopped(message)
     if errors and not failure:
-        run.error_log.write_text("".join(traceback.format_exception(errors[0])), encoding="utf-8")
+        run.record_failure("".join(traceback.format_exception(errors[0])))
     first_line = message.strip().splitlines()[0] if message.strip() else kind
-    raise DistillationFailed(f"the workers failed: {f'{kind}: ' if kind else ''}{first_line}\nDetails: {run.error_log}")
+    raise DistillationFailed(
+        f"the workers failed: {f'{kind}: ' if kind else ''}{first_line}\nDetails: {run.address(run.error_log)}"
+    )
 
 
 class _StopSignals:
@@ -226,10 +238,10 @@ class _StopSignals:
 
 
 def _describe_start(run: RunDirectory, changed: list[str], display: Display) -> None:
-    newest = next(iter(complete_checkpoints(run.checkpoints)), None)
+    newest, address = next(iter(complete_names(run.depot)), None), run.address(run.path)
     if newest is None:
-        display.note(f"new run in {run.path}")
+        display.note(f"new run in {address}")
     else:
-        display.note(f"resuming {run.path} from {newest.name}")
+        display.note(f"resuming {address} from {newest}")
     for text in changed:
         display.note(f"changed since: {text}")

@@ -14,6 +14,10 @@ class Outside(Protocol):
         """Take the latest figures; called on every rank, about once a tick."""
         ...
 
+    def note(self, text: str) -> None:
+        """Tell a person something beside the figures; called on the first worker only."""
+        ...
+
     def should_stop(self) -> bool:
         """Whether to write a checkpoint and leave; asked on every rank, once a tick."""
         ...
@@ -32,6 +36,11 @@ class PlainOutside:
         """Print one line of honest progress."""
         if not self.quiet:
             print(progress_line(metrics), flush=True)
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        if not self.quiet:
+            print(text, flush=True)
 
     def should_stop(self) -> bool:
         """Whether a signal came."""

@@ -6,20 +6,22 @@ Needs no Ray: `python -m sid_ray.training.worker CONFIG.yaml` runs it in a plain
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack, nullcontext
 
 import torch
 
 from sid_ray.config import Config, load_config
 from sid_ray.teachers.sources import load_denoiser
+from sid_ray.training.best_effort import BestEffort
 from sid_ray.training.board import Board
-from sid_ray.training.checkpoints import NamedState, check_names, complete_checkpoints, read_network, read_progress
+from sid_ray.training.checkpoints import NamedState, check_names, read_network, read_progress, restore
 from sid_ray.training.distributed import World, join_world
 from sid_ray.training.engines import Networks, build_networks
 from sid_ray.training.evaluator import Evaluator
 from sid_ray.training.loop import Loop
 from sid_ray.training.outside import Outside, PlainOutside
 from sid_ray.training.progress import Progress
-from sid_ray.training.run_directory import RunDirectory, check_workers, open_run, teacher_directory
+from sid_ray.training.run_directory import RunDirectory, check_workers, claim, open_run, teacher_directory
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
 
@@ -32,8 +34,10 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
     torch.set_num_threads(config.cluster.cpus_per_worker)
     world = join_world()
     check_workers(config, world.size)
+    run.pull()
+    world.barrier()
     slots = slots_of_rank(config.num_slots, world.rank, world.size)
-    networks, progress = restore_or_start(config, run, world, len(slots))
+    networks, progress = restore_or_start(config, run, world, len(slots), outside)
     draws = SeededDraws(
         denoiser=networks.plain,
         micro_batch=config.engine.micro_batch,
@@ -44,7 +48,9 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
         tmax=config.method.tmax,
         device=world.device,
     )
-    board = Board(run, config, progress.nimg) if world.is_first else None
+    attempt = BestEffort(outside.note)
+    mirror = run.mirror(outside.note) if world.is_first else None
+    board = Board(run, config, progress.nimg, attempt) if world.is_first else None
     loop = Loop(
         config=config,
         run=run,
@@ -54,26 +60,31 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
         evaluator=Evaluator(config, run, world, networks.plain),
         progress=progress,
         outside=outside,
+        attempt=attempt,
         board=board,
+        mirror=mirror,
     )
-    try:
-        if loop.train():
-            loop.finish()
-    finally:
-        if board:
-            board.close()
-        networks.generator.destroy()
-        networks.fake_score.destroy()
+    with mirror or nullcontext():
+        try:
+            if loop.train():
+                loop.finish()
+        finally:
+            if board:
+                board.close()
+            networks.generator.destroy()
+            networks.fake_score.destroy()
     return progress
 
 
-def restore_or_start(config: Config, run: RunDirectory, world: World, slots_per_rank: int) -> tuple[Networks, Progress]:
+def restore_or_start(
+    config: Config, run: RunDirectory, world: World, slots_per_rank: int, outside: Outside
+) -> tuple[Networks, Progress]:
     """The networks as the newest complete checkpoint left them, or as they are before training. Collective."""
     path = teacher_directory(config, run)
     teacher, _ = load_denoiser(path, "teacher.path")
     generator, _ = load_denoiser(config.init.generator or path, "init.generator")
     fake_score, _ = load_denoiser(config.init.fake_score or path, "init.fake_score")
-    checkpoint = next(iter(complete_checkpoints(run.checkpoints)), None)
+    checkpoint = restore(run.depot, world, outside.note)
     progress, states = Progress(), dict[str, NamedState]()
     if checkpoint is not None:
         progress = read_progress(checkpoint)
@@ -92,10 +103,19 @@ def restore_or_start(config: Config, run: RunDirectory, world: World, slots_per_
 
 def main(config_path: str) -> None:
     """Run a configuration without Ray."""
-    config = load_config(config_path)
+    config, outside = load_config(config_path), PlainOutside()
     world = join_world()
-    world.once(lambda: open_run(config))
-    progress = run_worker(config, RunDirectory.of(config), PlainOutside())
+    with ExitStack() as stack:
+
+        def begin() -> str:
+            lease = stack.enter_context(claim(config, outside.note, lambda reason: outside.stop.set()))
+            _, changed = open_run(config, lease.owner)
+            for text in changed:
+                outside.note(f"changed since: {text}")
+            return lease.owner
+
+        owner = world.once(begin)
+        progress = run_worker(config, RunDirectory.of(config, owner), outside)
     if world.is_first:
         print(f"at {progress.nimg / 1000:g} kimg: FID {progress.fid}, best {progress.best_fid}")
 
