@@ -26,6 +26,8 @@ from sid_ray.storage.s3 import S3Folder
 LEASE_SECONDS = 30.0
 """A lease that was not renewed for so long may be taken over."""
 RENEW_SECONDS = 5.0
+HELD: set[str] = set()
+"""Owners in this process, which may have failed to give back a lease that it no longer holds."""
 
 
 class Taken(Exception):
@@ -54,7 +56,9 @@ class Record(BaseModel):
         return (self.host, self.machine) == (socket.gethostname(), _machine())
 
     def is_alive(self) -> bool:
-        """Whether the owner's process, visible from here, is still running."""
+        """Whether the owner, whose process is visible from here, is still there."""
+        if self.pid == os.getpid():
+            return self.owner in HELD
         try:
             process = psutil.Process(self.pid)
             return abs(process.create_time() - self.started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
@@ -132,6 +136,7 @@ class Lease:
 
     def __init__(self, place: Place, record: Record, on_loss: Callable[[str], None]):
         self.place, self.record, self.on_loss = place, record, on_loss
+        HELD.add(record.owner)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
@@ -145,6 +150,7 @@ class Lease:
         """Give the lease back, if it is still held."""
         self._end.set()
         self._thread.join()
+        HELD.discard(self.owner)
         try:
             found = self.place.read()
             if found and _owner(found[0]) == self.owner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +23,12 @@ class S3Object(NamedTuple):
 
 
 def s3_client() -> Any:
-    """A boto3 client that retries with backoff; endpoint and credentials come from the environment as usual."""
+    """A boto3 client that retries with backoff; endpoint, credentials and AWS_MAX_ATTEMPTS are the environment's."""
     import boto3
     from botocore.config import Config
 
-    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
+    attempts = int(os.environ.get("AWS_MAX_ATTEMPTS", 5))
+    return boto3.client("s3", config=Config(retries={"mode": "standard", "total_max_attempts": attempts}))
 
 
 def split_s3(address: str) -> tuple[str, str]:
