@@ -41,7 +41,8 @@ def train(config: Config | str, outside: Recorder | None = None) -> tuple[RunDir
     """What `python -m sid_ray.training.worker` does, in this process."""
     config, outside = load_config(config) if isinstance(config, str) else config, outside or Recorder()
     with claim(config, outside.note, outside.notes.append) as lease:
-        open_run(config, lease.owner)
+        _, changed = open_run(config, lease.owner)
+        outside.notes += [f"changed since: {text}" for text in changed]
         run = RunDirectory.of(config, lease.owner)
         return run, run_worker(config, run, outside)
 
