@@ -117,7 +117,9 @@ def _print_plan(config: Config) -> None:
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="Model directory of a generator, e.g. runs/digits/generator.")],
+    model: Annotated[
+        str, typer.Argument(help="Model directory of a generator, e.g. runs/digits/generator, or its s3:// address.")
+    ],
     num: Annotated[int, typer.Option(min=1, help="Number of images.")] = 64,
     out: Annotated[Path, typer.Option(help="A .png grid, an .npz of uint8 images, or a folder of PNGs.")] = Path(
         "grid.png"
@@ -144,7 +146,13 @@ def generate(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="An EDM, SiD or SiDA checkpoint (.pkl). It is never executed.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="An EDM, SiD or SiDA checkpoint (.pkl), which is never executed, or a diffusers folder; local, "
+            "s3:// or https://."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Model directory to write.")],
     licence: Annotated[
         str | None, typer.Option(help="Licence of the weights; it is inherited by what is distilled from them.")
@@ -163,7 +171,7 @@ def convert(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A generator or a teacher: model directory, .pkl or builtin:digits.")],
+    model: Annotated[str, typer.Argument(help="A generator or a teacher: whatever teacher.path may be.")],
     num: Annotated[int, typer.Option(min=5, help="Images per trial.")] = 2000,
     metrics: Annotated[str, typer.Option(help="What to measure, with commas: fid, is, kid, pr.")] = "fid",
     features: Annotated[str, typer.Option(help="Feature network.")] = "digits",

@@ -29,7 +29,8 @@ class Teacher(Section):
     """The pretrained diffusion model to distil."""
 
     path: str
-    """Model directory of the teacher, an EDM checkpoint (.pkl), or `builtin:digits`."""
+    """Model directory of the teacher, an EDM checkpoint (.pkl), a diffusers folder (UNet2DModel), the s3:// or https://
+    address of one, or `builtin:digits`."""
     licence: str | None = None
     """Licence of a teacher that comes in another format; unset: what is known of the file."""
 
@@ -117,9 +118,9 @@ class Init(Section):
     """Warm start of the trained networks."""
 
     generator: str | None = None
-    """Model directory to start the generator from; unset: the teacher."""
+    """What to start the generator from, given as teacher.path is; unset: the teacher."""
     fake_score: str | None = None
-    """Model directory to start the fake score from; unset: the teacher."""
+    """What to start the fake score from, given as teacher.path is; unset: the teacher."""
 
 
 class Evaluation(Section):

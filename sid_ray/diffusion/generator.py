@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sid_ray.diffusion.denoiser import EDMDenoiser
+from sid_ray.diffusion.denoiser import Denoiser
 
 
 def generate(denoiser: nn.Module, z: Tensor, sigma_init: float, class_labels: Tensor | None = None) -> Tensor:
@@ -19,7 +19,7 @@ def one_hot(indices: Tensor, label_dim: int) -> Tensor | None:
 
 
 def draw_latents(
-    denoiser: EDMDenoiser, seed: int, indices: range, class_labels: Tensor | None = None
+    denoiser: Denoiser, seed: int, indices: range, class_labels: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Unit-normal latents (n, C, H, W) and one-hot labels (n, label_dim) of the images numbered `indices`.
 
@@ -39,7 +39,7 @@ def draw_latents(
 class OneStepGenerator(nn.Module):
     """A distilled generator as users hold it: plain module, float32, no training machinery."""
 
-    def __init__(self, denoiser: EDMDenoiser, sigma_init: float):
+    def __init__(self, denoiser: Denoiser, sigma_init: float):
         super().__init__()
         self.denoiser, self.sigma_init = denoiser.eval().requires_grad_(False), sigma_init
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sid_ray.diffusion.denoiser import EDMDenoiser
+from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.diffusion.generator import draw_latents, generate
 from sid_ray.diffusion.sampler import heun_sample
 from sid_ray.errors import UserError
@@ -116,9 +116,7 @@ def reference_from_images(images: Tensor, features: FeatureNetwork, batch: int =
     )
 
 
-def one_step_sampler(
-    denoiser: EDMDenoiser, sigma_init: float, seed: int, device: torch.device | str = "cpu"
-) -> Sampler:
+def one_step_sampler(denoiser: Denoiser, sigma_init: float, seed: int, device: torch.device | str = "cpu") -> Sampler:
     """Images of a one-step generator by their numbers, D(sigma_init z; sigma_init); labels drawn per image.
 
     `denoiser`: on `device` and in eval mode (ValueError otherwise). Image i depends on (seed, i) only, to rounding.
@@ -133,7 +131,7 @@ def one_step_sampler(
     return sample
 
 
-def heun_sampler(denoiser: EDMDenoiser, seed: int, num_steps: int = 18, device: torch.device | str = "cpu") -> Sampler:
+def heun_sampler(denoiser: Denoiser, seed: int, num_steps: int = 18, device: torch.device | str = "cpu") -> Sampler:
     """Images of a diffusion model by their numbers, in 2 num_steps - 1 evaluations; labels drawn per image.
 
     `denoiser`: on `device` and in eval mode (ValueError otherwise). Image i depends on (seed, i) only, to rounding.

@@ -17,13 +17,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sid_ray.diffusion.denoiser import EDMDenoiser
+from sid_ray.diffusion.denoiser import Denoiser, EDMDenoiser
 from sid_ray.errors import UserError
+from sid_ray.teachers.diffusers_unet import DiffusersDenoiser
 
 FORMAT = 1
 ASSETS = Path(__file__).parent.parent / "assets"
 BUILTIN = "builtin:"
 """Prefix of the teachers that come with the package, as in `builtin:digits`."""
+DENOISERS: dict[str, type[Denoiser]] = {
+    "SongUNet": EDMDenoiser,
+    "DhariwalUNet": EDMDenoiser,
+    "UNet2DModel": DiffusersDenoiser,
+}
+"""What a network of each `model_type` is built by."""
 
 
 class ModelConfig(BaseModel):
@@ -36,7 +43,7 @@ class ModelConfig(BaseModel):
     kind: Literal["teacher", "generator"]
     """A teacher is sampled in many steps, a generator in one."""
     network: dict[str, Any]
-    """Arguments of `EDMDenoiser`: the architecture, by EDM's names."""
+    """The architecture: `model_type` (`SongUNet` if it is missing) and the other arguments of its denoiser."""
     sigma_data: float = 0.5
     """Standard deviation of the training images."""
     sigma_init: float | None = None
@@ -48,9 +55,17 @@ class ModelConfig(BaseModel):
     provenance: dict[str, Any] = {}
     """Where the weights come from: source, its sha256, how they were made and measured."""
 
-    def build(self) -> EDMDenoiser:
-        """The network with fresh weights."""
-        return EDMDenoiser(sigma_data=self.sigma_data, **self.network)
+    def build(self) -> Denoiser:
+        """The network with fresh weights. ValueError or TypeError for an architecture that cannot be."""
+        model_type = self.network.get("model_type", "SongUNet")
+        if model_type not in DENOISERS:
+            raise ValueError(f"unknown network {model_type!r}; allowed: {', '.join(DENOISERS)}")
+        return DENOISERS[model_type](sigma_data=self.sigma_data, **self.network)
+
+    def skeleton(self) -> Denoiser:
+        """The network without memory for its weights: what it takes, and their names and shapes. Raises as `build`."""
+        with torch.device("meta"):
+            return self.build()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,10 +101,11 @@ def resolve_model(path: str, field: str = "model") -> Path:
         return directory
     directory = Path(path).expanduser()
     if not (directory / "config.json").is_file():
-        what = "has no config.json" if directory.is_dir() else "does not exist"
+        what = "has no config.json" if directory.is_dir() else "is a file" if directory.is_file() else "does not exist"
         raise UserError(
             f"{field}: {path!r} is not a model directory ({what}); allowed: a directory with config.json and "
-            f"model.safetensors, an EDM checkpoint (.pkl), or one of {', '.join(BUILTIN + b for b in builtin)}"
+            "model.safetensors, an EDM checkpoint (.pkl), a diffusers folder (UNet2DModel), the s3:// or https:// "
+            f"address of one, or one of {', '.join(BUILTIN + b for b in builtin)}"
         )
     return directory
 
@@ -103,7 +119,7 @@ def read_model_config(path: str, field: str = "model") -> ModelConfig:
         raise UserError(f"{field}: {file} is not a model configuration this version reads: {error}") from error
 
 
-def load_model(path: str, field: str = "model") -> tuple[EDMDenoiser, ModelConfig]:
+def load_model(path: str, field: str = "model") -> tuple[Denoiser, ModelConfig]:
     """Network with its weights, in eval mode, and its configuration. UserError if anything does not match."""
     config = read_model_config(path, field)
     weights = resolve_model(path, field) / "model.safetensors"

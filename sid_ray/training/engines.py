@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.config import Config
-from sid_ray.diffusion.denoiser import EDMDenoiser
+from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.training.distributed import World
 from sid_ray.training.optimizer import AdamWithEMA
 
@@ -74,7 +74,7 @@ class TrainedNetwork:
     """
 
     def __init__(
-        self, denoiser: EDMDenoiser, config: Config, world: World, slots_per_rank: int, *, beta1: float, ema: bool
+        self, denoiser: Denoiser, config: Config, world: World, slots_per_rank: int, *, beta1: float, ema: bool
     ):
         self.world, self.slots_per_rank = world, slots_per_rank
         self.stage, self.has_ema = config.engine.zero_stage, ema
@@ -232,7 +232,7 @@ class Networks:
     """Frozen, in the run's precision."""
     generator: TrainedNetwork
     fake_score: TrainedNetwork
-    plain: EDMDenoiser
+    plain: Denoiser
     """An ordinary float32 network of the same architecture, for evaluating averages."""
 
 
@@ -240,9 +240,9 @@ def build_networks(
     config: Config,
     world: World,
     slots_per_rank: int,
-    teacher: EDMDenoiser,
-    generator: EDMDenoiser,
-    fake_score: EDMDenoiser,
+    teacher: Denoiser,
+    generator: Denoiser,
+    fake_score: Denoiser,
 ) -> Networks:
     """Engines for generator and fake score, and the teacher beside them; all ranks together.
 
@@ -256,7 +256,8 @@ def build_networks(
         engine_config = _engine_config(config, teacher, slots_per_rank, world.size)
         frozen = _deepspeed().initialize(model=teacher, config=engine_config, dist_init_required=False)[0].module
     for network in (generator, fake_score):
-        set_dropout(network, config.method.dropout)
+        if config.method.dropout is not None:
+            network.set_dropout(config.method.dropout)
         network.to(world.device).train().requires_grad_(True)
     return Networks(
         teacher=frozen,
@@ -266,13 +267,3 @@ def build_networks(
         fake_score=TrainedNetwork(fake_score, config, world, slots_per_rank, beta1=0.0, ema=False),
         plain=plain,
     )
-
-
-def set_dropout(denoiser: EDMDenoiser, dropout: float | None) -> None:
-    """Set the dropout of every block; None leaves it."""
-    from sid_ray.diffusion.networks.layers import UNetBlock
-
-    if dropout is not None:
-        for module in denoiser.modules():
-            if isinstance(module, UNetBlock):
-                module.dropout = dropout

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sid_ray.config import Config
-from sid_ray.diffusion.denoiser import EDMDenoiser
+from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.diffusion.generator import OneStepGenerator
 from sid_ray.evaluation.features import load_features
 from sid_ray.evaluation.fid import (
@@ -24,13 +24,8 @@ from sid_ray.evaluation.fid import (
 )
 from sid_ray.evaluation.statistics import load_reference
 from sid_ray.storage import digest
-from sid_ray.teachers.model_directory import (
-    ModelConfig,
-    load_model,
-    read_model_config,
-    resolve_model,
-    save_model,
-)
+from sid_ray.teachers.model_directory import ModelConfig, load_model, read_model_config, save_model
+from sid_ray.teachers.sources import find_source
 from sid_ray.training.distributed import World
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory, teacher_directory
@@ -39,10 +34,11 @@ from sid_ray.training.run_directory import RunDirectory, teacher_directory
 class Evaluator:
     """FID with the same latents and the same number of images throughout a run. All methods are collective."""
 
-    def __init__(self, config: Config, run: RunDirectory, world: World, plain: EDMDenoiser):
+    def __init__(self, config: Config, run: RunDirectory, world: World, plain: Denoiser):
         self.config, self.run, self.world, self.plain = config, run, world, plain
         self.features = load_features(config.evaluation.features).to(world.device)
         self.reference = load_reference(config.evaluation.reference)
+        self.teacher = find_source(teacher_directory(config, run), "teacher.path").path
 
     def teacher_fid(self) -> float:
         """FID of the teacher's own samples; call it while `plain` still holds the teacher's weights."""
@@ -86,8 +82,7 @@ class Evaluator:
         return frechet_distance(own.all_reduce(), self.reference)
 
     def _model_config(self, progress: Progress) -> ModelConfig:
-        directory = teacher_directory(self.config, self.run)
-        teacher = read_model_config(directory, "teacher.path")
+        teacher = read_model_config(str(self.teacher), "teacher.path")
         measured: dict[str, Any] = {
             "fid": progress.best_fid,
             "num_images": self.config.evaluation.num_images,
@@ -106,8 +101,8 @@ class Evaluator:
             licence=teacher.licence,
             provenance={
                 "method": "SiD (arXiv 2404.04057)",
-                "teacher": source if source.startswith("builtin:") else source.rsplit("/", 1)[-1],
-                "teacher_sha256": digest(resolve_model(directory, "teacher.path") / "model.safetensors"),
+                "teacher": source if source.startswith("builtin:") else source.rstrip("/").rsplit("/", 1)[-1],
+                "teacher_sha256": digest(self.teacher / "model.safetensors"),
                 "nimg": progress.best_nimg,
                 "alpha": self.config.method.alpha,
                 "batch_size": self.config.batch.size,

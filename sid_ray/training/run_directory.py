@@ -16,13 +16,13 @@ from sid_ray.diffusion.augment import LABELS
 from sid_ray.errors import UserError
 from sid_ray.evaluation.features import load_features
 from sid_ray.evaluation.statistics import load_reference
-from sid_ray.storage import cache_folder, digest
+from sid_ray.storage import cache_folder
 from sid_ray.storage.depot import Depot, S3Depot
 from sid_ray.storage.lease import FilePlace, Lease, Place, S3Place, Taken, holds, refuse_if_in_use, take_lease
 from sid_ray.storage.mirror import Mirror, pull, push
 from sid_ray.storage.s3 import S3Folder
 from sid_ray.teachers.model_directory import read_model_config, write_text
-from sid_ray.teachers.sources import convert, is_model_directory, read_any_config
+from sid_ray.teachers.sources import convert, find_source, is_model_directory, read_any_config
 
 LEASE = "lease.json"
 APART = ("checkpoints", LEASE)
@@ -155,7 +155,9 @@ class RunDirectory:
 
 def check_inputs(config: Config) -> None:
     """UserError unless teacher, warm starts, features and reference are there and fit together."""
-    teacher = read_any_config(teacher_directory(config, RunDirectory.of(config)), "teacher.path")
+    run = RunDirectory.of(config)
+    check_teacher_is_the_same(config, run)
+    teacher = read_any_config(teacher_directory(config, run), "teacher.path")
     for field, path in (("init.generator", config.init.generator), ("init.fake_score", config.init.fake_score)):
         if path is not None and read_any_config(path, field).network != teacher.network:
             raise UserError(f"{field}: {path!r} is not of the teacher's architecture")
@@ -238,7 +240,7 @@ def open_run(config: Config, owner: str | None = None) -> tuple[RunDirectory, li
         probe.write_text("")
         probe.unlink()
         write_text(run.config_yaml, config.to_yaml())
-    converted = not is_model_directory(teacher_directory(config, run))
+    converted = not is_model_directory(teacher_directory(config, run), "teacher.path")
     if converted:
         convert(config.teacher.path, run.teacher, config.teacher.licence, "teacher.path")
     if run.remote is not None:
@@ -275,14 +277,20 @@ def _changes(config: Config, run: RunDirectory) -> list[str]:
 
 
 def teacher_directory(config: Config, run: RunDirectory) -> str:
-    """Where the run reads its teacher: its own converted copy if there is one, else `teacher.path`.
+    """Where every worker reads the teacher: the run's own converted copy if there is one, else `teacher.path`."""
+    return str(run.teacher) if run.teacher.is_dir() else config.teacher.path
 
-    UserError if the file that was converted has changed since.
-    """
+
+def check_teacher_is_the_same(config: Config, run: RunDirectory) -> None:
+    """UserError if the source that the run converted has changed since; one that is gone is not needed any more."""
     if not run.teacher.is_dir():
-        return config.teacher.path
-    source = Path(config.teacher.path).expanduser()
+        return
+    try:
+        source = find_source(config.teacher.path, "teacher.path")
+    except UserError:
+        return  # its address has nothing any more, or cannot be reached
     recorded = read_model_config(str(run.teacher), "teacher.path").provenance.get("source_sha256")
-    if source.is_file() and digest(source) != recorded:
-        raise UserError(f"teacher.path: {source} is not the file that this run began with; choose another --run.name")
-    return str(run.teacher)
+    if source.path.exists() and (source.format is None or source.format.digest(source.path) != recorded):
+        raise UserError(
+            f"teacher.path: {config.teacher.path} is not the file that this run began with; choose another --run.name"
+        )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sid_ray.diffusion.denoiser import EDMDenoiser
+from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.diffusion.generator import one_hot
 from sid_ray.diffusion.noise import lognormal_sigma
 from sid_ray.methods.sid import generator_sigma
@@ -81,7 +81,7 @@ class DrawSource(Protocol):
 class SeededDraws:
     """Draws that are a pure function of (seed, rollbacks, nimg, phase, slot); see `DrawSource`."""
 
-    denoiser: EDMDenoiser
+    denoiser: Denoiser
     micro_batch: int
     seed: int
     rollbacks: int
