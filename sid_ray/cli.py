@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from sid_ray.config import Config, fields, load_config, preset_names
+from sid_ray.config import Config, fields, load_config
 from sid_ray.errors import UserError
 
 app = typer.Typer(
@@ -49,6 +49,8 @@ def _type_name(annotation: Any) -> str:
     """A type as a user would say it: `float`, `fp32 or bf16`, `int or auto`."""
     if isinstance(annotation, type):
         return "unset" if annotation is type(None) else annotation.__name__
+    if get_origin(annotation) is list:
+        return f"list of {_type_name(get_args(annotation)[0])}"
     names = [str(a) if get_origin(annotation) is Literal else _type_name(a) for a in get_args(annotation)]
     return " or ".join(names)
 
@@ -97,22 +99,17 @@ def distill(
     except KeyboardInterrupt:
         print("sid-ray: aborted; the same command resumes from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
-    print_summary(RunDirectory.of(config), Progress.model_validate(result.metrics), config.run.total_kimg)
+    print_summary(RunDirectory.of(config), Progress.model_validate(result.metrics), config)
 
 
 def _print_plan(config: Config) -> None:
-    from sid_ray.training.run_directory import RunDirectory, check_inputs
+    """The resolved configuration and, as comments, what it means: the whole is a YAML file that can be run."""
+    from sid_ray.training.plan import describe_run
 
-    check_inputs(config)
-    run = RunDirectory.of(config)
-    print(config.to_yaml(), end="")
-    steps = -(-config.total_nimg // config.batch.size)
-    print(
-        f"\n# run directory  {run.address(run.path)}\n"
-        f"# iterations     {steps} of {config.batch.size} images, {config.num_slots} micro-batches each\n"
-        f"# workers        {config.cluster.workers} ({config.cluster.cpus_per_worker} CPU each)\n"
-        "# dry run: nothing was started"
-    )
+    lines = describe_run(config)
+    print(config.to_yaml())
+    print("\n".join(f"# {what:14} {text}" for what, text in lines))
+    print("# dry run: nothing was started or fetched")
 
 
 @app.command()
@@ -210,13 +207,17 @@ def teach_digits(
 
 @presets_app.callback()
 def presets(context: typer.Context) -> None:
-    """List the presets."""
+    """List the presets: what they distil, what was published about it, and what it costs."""
+    from sid_ray.launch.presets import print_presets
+
     if context.invoked_subcommand is None:
-        for name in preset_names():
-            print(f"{name:16} {load_config(name).description}")
+        print_presets()
 
 
 @presets_app.command("show")
-def show_preset(name: Annotated[str, typer.Argument(help="Name of a preset.")]) -> None:
-    """Print a preset with every default filled in."""
-    print(load_config(name).to_yaml(), end="")
+def show_preset(name: Annotated[str, typer.Argument(help="Name of a preset, or a YAML file.")]) -> None:
+    """Print a preset with every default filled in, and what is known of its teacher: a YAML file to start from."""
+    from sid_ray.launch.presets import explain
+
+    config = load_config(name)
+    print("".join(f"# {line}\n" for line in explain(config)) + config.to_yaml(), end="")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,13 @@ def reference_from_images(images: Tensor, features: FeatureNetwork, batch: int =
     )
 
 
-def one_step_sampler(denoiser: Denoiser, sigma_init: float, seed: int, device: torch.device | str = "cpu") -> Sampler:
+def one_step_sampler(
+    denoiser: Denoiser,
+    sigma_init: float,
+    seed: int,
+    device: torch.device | str = "cpu",
+    class_weights: Sequence[float] | None = None,
+) -> Sampler:
     """Images of a one-step generator by their numbers, D(sigma_init z; sigma_init); labels drawn per image.
 
     `denoiser`: on `device` and in eval mode (ValueError otherwise). Image i depends on (seed, i) only, to rounding.
@@ -125,13 +131,19 @@ def one_step_sampler(denoiser: Denoiser, sigma_init: float, seed: int, device: t
 
     @torch.no_grad()
     def sample(numbers: range) -> Tensor:
-        z, labels = draw_latents(denoiser, seed, numbers)
+        z, labels = draw_latents(denoiser, seed, numbers, class_weights=class_weights)
         return generate(denoiser, z.to(device), sigma_init, None if labels is None else labels.to(device))
 
     return sample
 
 
-def heun_sampler(denoiser: Denoiser, seed: int, num_steps: int = 18, device: torch.device | str = "cpu") -> Sampler:
+def heun_sampler(
+    denoiser: Denoiser,
+    seed: int,
+    num_steps: int = 18,
+    device: torch.device | str = "cpu",
+    class_weights: Sequence[float] | None = None,
+) -> Sampler:
     """Images of a diffusion model by their numbers, in 2 num_steps - 1 evaluations; labels drawn per image.
 
     `denoiser`: on `device` and in eval mode (ValueError otherwise). Image i depends on (seed, i) only, to rounding.
@@ -140,7 +152,7 @@ def heun_sampler(denoiser: Denoiser, seed: int, num_steps: int = 18, device: tor
 
     @torch.no_grad()
     def sample(numbers: range) -> Tensor:
-        z, drawn = draw_latents(denoiser, seed, numbers)
+        z, drawn = draw_latents(denoiser, seed, numbers, class_weights=class_weights)
         labels = None if drawn is None else drawn.to(device)
         return heun_sample(lambda x, sigma: denoiser(x, sigma, labels), z.to(device), num_steps)
 

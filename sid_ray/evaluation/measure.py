@@ -59,7 +59,7 @@ def prepare(model: str, metrics: str, features: str, reference: str, steps: int 
 
     def sampler(seed: int) -> Sampler:
         if config.kind == "generator" and config.sigma_init is not None:
-            return one_step_sampler(denoiser, config.sigma_init, seed)
+            return one_step_sampler(denoiser, config.sigma_init, seed, class_weights=config.class_weights)
         return heun_sampler(denoiser, seed, steps)
 
     return Setup(sampler, network, against, wanted)

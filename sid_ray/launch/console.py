@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from sid_ray.config import Config
 from sid_ray.evaluation.measure import Setup, measure
+from sid_ray.teachers.untrained import WARNING
 from sid_ray.training.evaluator import mean_and_deviation
 from sid_ray.training.outside import duration, progress_line
 from sid_ray.training.progress import Progress as Counters
@@ -50,15 +52,29 @@ class Display:
             self.bar.stop()
 
 
-def print_summary(run: RunDirectory, p: Counters, total_kimg: float) -> None:
+def cautions(config: Config) -> list[str]:
+    """What a person must know of a run that cannot be trusted or watched as usual."""
+    found = [WARNING] if config.teacher.random else []
+    if not config.evaluation.num_images:
+        found.append(
+            "FID IS NOT MEASURED (evaluation.num_images 0): nothing tells whether the run goes well, and the latest "
+            "average is kept, not the best"
+        )
+    return found
+
+
+def print_summary(run: RunDirectory, p: Counters, config: Config) -> None:
     """Initial, final and best FID, the teacher's, where everything is, and what to try next."""
-    finished = p.nimg >= total_kimg * 1000
+    total_kimg = config.run.total_kimg
+    finished = p.nimg >= config.total_nimg
     table = Table(title=f"{run.path.name}: {p.nimg / 1000:g} of {total_kimg:g} kimg", show_header=False)
-    rows = [
-        ("FID before training", _number(p.initial_fid)),
-        ("FID now", _number(p.fid)),
-        ("best FID", f"{_number(p.best_fid)} at {(p.best_nimg or 0) / 1000:g} kimg"),
-    ]
+    rows = [("caution", text) for text in cautions(config)]
+    if config.evaluation.num_images:
+        rows += [
+            ("FID before training", _number(p.initial_fid)),
+            ("FID now", _number(p.fid)),
+            ("best FID", f"{_number(p.best_fid)} at {(p.best_nimg or 0) / 1000:g} kimg"),
+        ]
     if p.confirmed_fids:
         rows.append(("best again, fresh latents", mean_and_deviation(p.confirmed_fids)))
     if p.teacher_fid is not None:
@@ -70,8 +86,11 @@ def print_summary(run: RunDirectory, p: Counters, total_kimg: float) -> None:
     rows += [("time in training steps", duration(p.seconds)), ("skipped steps", str(skipped))]
     rows += [
         ("generator", _shown(run, run.generator)),
-        ("samples", _shown(run, run.samples)),
-        ("FID curve", _shown(run, run.fid_plot)),
+        *(
+            (name, _shown(run, path))
+            for name, path in (("samples", run.samples), ("FID curve", run.fid_plot))
+            if run.remote is not None or path.exists()
+        ),
         ("TensorBoard", _shown(run, run.tensorboard)),
     ]
     for row in rows:

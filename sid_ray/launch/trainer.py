@@ -18,7 +18,7 @@ from typing import Any
 
 from sid_ray.config import Config, load_config
 from sid_ray.errors import UserError
-from sid_ray.launch.console import Display
+from sid_ray.launch.console import Display, cautions
 from sid_ray.storage.lease import Taken
 from sid_ray.training.checkpoints import complete_names
 from sid_ray.training.loop import TrainingStopped
@@ -82,7 +82,7 @@ def finished_run(config: Config, run: RunDirectory) -> Progress | None:
 
 
 def _launch(config: Config, run: RunDirectory, changed: list[str], display: Display, lost: list[str]) -> Progress:
-    _describe_start(run, changed, display)
+    _describe_start(config, run, changed, display)
     ray = _start_ray(config)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -237,11 +237,13 @@ class _StopSignals:
         self.bulletin.stop.remote()
 
 
-def _describe_start(run: RunDirectory, changed: list[str], display: Display) -> None:
+def _describe_start(config: Config, run: RunDirectory, changed: list[str], display: Display) -> None:
     newest, address = next(iter(complete_names(run.depot)), None), run.address(run.path)
     if newest is None:
         display.note(f"new run in {address}")
     else:
         display.note(f"resuming {address} from {newest}")
+    for text in cautions(config):
+        display.note(f"caution: {text}")
     for text in changed:
         display.note(f"changed since: {text}")

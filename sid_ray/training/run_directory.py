@@ -21,8 +21,9 @@ from sid_ray.storage.depot import Depot, S3Depot
 from sid_ray.storage.lease import FilePlace, Lease, Place, S3Place, Taken, holds, refuse_if_in_use, take_lease
 from sid_ray.storage.mirror import Mirror, pull, push
 from sid_ray.storage.s3 import S3Folder
-from sid_ray.teachers.model_directory import read_model_config, write_text
+from sid_ray.teachers.model_directory import ModelConfig, read_model_config, write_text
 from sid_ray.teachers.sources import convert, find_source, is_model_directory, read_any_config
+from sid_ray.teachers.untrained import untrained_config, write_untrained
 
 LEASE = "lease.json"
 APART = ("checkpoints", LEASE)
@@ -114,7 +115,7 @@ class RunDirectory:
 
     @property
     def teacher(self) -> Path:
-        """Model directory of a teacher that came in another format."""
+        """Model directory of a teacher that came in another format, or of a random one."""
         return self.path / "teacher"
 
     @property
@@ -157,21 +158,47 @@ def check_inputs(config: Config) -> None:
     """UserError unless teacher, warm starts, features and reference are there and fit together."""
     run = RunDirectory.of(config)
     check_teacher_is_the_same(config, run)
-    teacher = read_any_config(teacher_directory(config, run), "teacher.path")
-    for field, path in (("init.generator", config.init.generator), ("init.fake_score", config.init.fake_score)):
-        if path is not None and read_any_config(path, field).network != teacher.network:
-            raise UserError(f"{field}: {path!r} is not of the teacher's architecture")
-    if config.method.augment > 0 and teacher.network.get("augment_dim", 0) != len(LABELS):
-        raise UserError(
-            f"method.augment: {config.method.augment} needs a teacher with {len(LABELS)} augmentation labels; this "
-            f"one has {teacher.network.get('augment_dim', 0)}; allowed: 0"
-        )
+    teacher = teacher_config(config, run)
+    check_method(config, teacher)
+    for field, path in warm_starts(config).items():
+        check_warm_start(field, path, teacher)
+    if config.evaluation.num_images:
+        check_measure(config)
+
+
+def check_measure(config: Config) -> None:
+    """UserError unless feature network and reference are there and fit together."""
     features, reference = load_features(config.evaluation.features), load_reference(config.evaluation.reference)
     if len(reference.mu) != features.num_features:
         raise UserError(
             f"evaluation.reference: {config.evaluation.reference!r} has {len(reference.mu)} features, "
             f"evaluation.features {config.evaluation.features!r} has {features.num_features}"
         )
+
+
+def warm_starts(config: Config) -> dict[str, str]:
+    """The warm starts that are set: field -> path."""
+    paths = {"init.generator": config.init.generator, "init.fake_score": config.init.fake_score}
+    return {field: path for field, path in paths.items() if path is not None}
+
+
+def check_warm_start(field: str, path: str, teacher: ModelConfig) -> None:
+    """UserError unless there is a network of the teacher's architecture at `path`."""
+    if read_any_config(path, field).network != teacher.network:
+        raise UserError(f"{field}: {path!r} is not of the teacher's architecture")
+
+
+def check_method(config: Config, teacher: ModelConfig) -> None:
+    """UserError unless augmentation and class weights are possible with such a teacher."""
+    if config.method.augment > 0 and teacher.network.get("augment_dim", 0) != len(LABELS):
+        raise UserError(
+            f"method.augment: {config.method.augment} needs a teacher with {len(LABELS)} augmentation labels; this "
+            f"one has {teacher.network.get('augment_dim', 0)}; allowed: 0"
+        )
+    weights, classes = config.method.class_weights, teacher.network.get("label_dim", 0)
+    if weights is not None and len(weights) != classes:
+        allowed = f"a list of {classes}" if classes else "none, for this teacher knows no classes"
+        raise UserError(f"method.class_weights: {len(weights)} numbers do not fit the teacher; allowed: {allowed}")
 
 
 def check_workers(config: Config, workers: int) -> None:
@@ -240,13 +267,15 @@ def open_run(config: Config, owner: str | None = None) -> tuple[RunDirectory, li
         probe.write_text("")
         probe.unlink()
         write_text(run.config_yaml, config.to_yaml())
-    converted = not is_model_directory(teacher_directory(config, run), "teacher.path")
-    if converted:
+    had_its_own = run.teacher.is_dir()
+    if config.teacher.random and not had_its_own:
+        write_untrained(run.teacher, config.teacher.path, config.run.seed)
+    elif not is_model_directory(teacher_directory(config, run), "teacher.path"):
         convert(config.teacher.path, run.teacher, config.teacher.licence, "teacher.path")
     if run.remote is not None:
         with _storage_errors(config):
             run.remote.upload(run.config_yaml, run.config_yaml.name)
-            if converted:
+            if run.teacher.is_dir() and not had_its_own:
                 push(run.teacher, run.remote / run.teacher.name)
     return run, changed
 
@@ -276,8 +305,15 @@ def _changes(config: Config, run: RunDirectory) -> list[str]:
     return []
 
 
+def teacher_config(config: Config, run: RunDirectory) -> ModelConfig:
+    """Configuration of the run's teacher, also before its run has begun. UserError if there is none."""
+    if config.teacher.random and not run.teacher.is_dir():
+        return untrained_config(config.teacher.path, config.run.seed)
+    return read_any_config(teacher_directory(config, run), "teacher.path")
+
+
 def teacher_directory(config: Config, run: RunDirectory) -> str:
-    """Where every worker reads the teacher: the run's own converted copy if there is one, else `teacher.path`."""
+    """Where every worker reads the teacher: the run's own copy, converted or random, if it has one; `teacher.path`."""
     return str(run.teacher) if run.teacher.is_dir() else config.teacher.path
 
 
@@ -285,11 +321,13 @@ def check_teacher_is_the_same(config: Config, run: RunDirectory) -> None:
     """UserError if the source that the run converted has changed since; one that is gone is not needed any more."""
     if not run.teacher.is_dir():
         return
+    recorded = read_model_config(str(run.teacher), "teacher.path").provenance.get("source_sha256")
+    if recorded is None:
+        return  # random weights: they come from no source
     try:
         source = find_source(config.teacher.path, "teacher.path")
     except UserError:
         return  # its address has nothing any more, or cannot be reached
-    recorded = read_model_config(str(run.teacher), "teacher.path").provenance.get("source_sha256")
     if source.path.exists() and (source.format is None or source.format.digest(source.path) != recorded):
         raise UserError(
             f"teacher.path: {config.teacher.path} is not the file that this run began with; choose another --run.name"
