@@ -15,18 +15,10 @@ from sid_ray.training.board import read_metrics
 from sid_ray.training.checkpoints import ROLES, complete_checkpoints, read_progress
 from sid_ray.training.run_directory import check_inputs, open_run
 from tests.diffusers_folders import write_pipeline
-from tests.launching import FEW, command, torchrun
+from tests.launching import FEW, command, torchrun, upload
 from tests.training.test_worker import assert_same, end_state
 
 CARD = "---\nlicense: openrail\n---\n"
-
-
-def upload(folder, bucket, prefix):
-    """Put a folder on S3 and return its address."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            s3_client().upload_file(str(file), bucket, f"{prefix}/{file.relative_to(folder)}")
-    return f"s3://{bucket}/{prefix}"
 
 
 @pytest.fixture
@@ -110,8 +102,8 @@ def test_workers_fetch_teacher_and_warm_start_themselves(job, tiny_teacher, buck
 
 
 @pytest.mark.ray
-def test_the_command_line_takes_addresses_everywhere(tiny_teacher, bucket, tmp_path):
-    """distill (1,920 images on Ray), generate, evaluate and convert from s3://."""
+def test_the_command_line_distils_and_samples_addresses(tiny_teacher, bucket, tmp_path):
+    """1,920 images on Ray, whose workers fetch the teacher; then the uploaded generator is sampled."""
     teacher = upload(tiny_teacher, bucket, "models/teacher")
     done = command("distill", "digits", "--teacher.path", teacher, *FEW, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
