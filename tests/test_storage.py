@@ -3,7 +3,7 @@
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.storage import digest, fetch, s3_client
+from sid_ray.storage import cached, digest, fetch, s3_client
 
 
 def test_a_local_path_passes_through(tmp_path):
@@ -13,8 +13,10 @@ def test_a_local_path_passes_through(tmp_path):
 def test_a_file_of_the_web_is_fetched_once(web):
     folder, address = web
     (folder / "ref.npz").write_bytes(b"first")
+    assert cached(f"{address}/ref.npz") is None
     file = fetch(f"{address}/ref.npz", "evaluation.reference")
     assert file.read_bytes() == b"first" and file.name == "ref.npz"
+    assert cached(f"{address}/ref.npz") == file
     (folder / "ref.npz").unlink()
     assert fetch(f"{address}/ref.npz", "evaluation.reference") == file
     with pytest.raises(UserError, match=r"evaluation\.reference: http.*none\.npz cannot be fetched"):

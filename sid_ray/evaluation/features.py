@@ -11,21 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sid_ray.config import INCEPTION_ADDRESS
 from sid_ray.errors import UserError
-from sid_ray.teachers.model_directory import ASSETS
-
-
-class FeatureNetwork(nn.Module):
-    """uint8 images (N, C, H, W) in 0..255 -> float32 features (N, num_features)."""
-
-    name: str
-    """What `evaluation.features` calls it, and what reference statistics record."""
-    num_features: int
-
-    def probabilities(self, features: Tensor) -> Tensor | None:
-        """Class probabilities (N, classes) of the images with these features (N, num_features); None if the
-        network knows no classes. The inception score needs them."""
-        return None
+from sid_ray.evaluation.detectors import PYTHON, TORCHSCRIPT, load_inception, load_python, load_torchscript
+from sid_ray.evaluation.feature_network import FeatureNetwork, ImageShape
+from sid_ray.teachers.model_directory import ASSETS, absolute
 
 
 class DigitsFeatures(FeatureNetwork):
@@ -36,6 +26,7 @@ class DigitsFeatures(FeatureNetwork):
     """
 
     name = "digits"
+    image_shape: ImageShape = (1, 8, 8)
 
     def __init__(self, num_features: int = 64, num_classes: int = 10):
         super().__init__()
@@ -128,12 +119,45 @@ def load_digits_features(path: Path = ASSETS / "digits" / "features.safetensors"
     return network.eval().requires_grad_(False)
 
 
-FEATURES: dict[str, Callable[[], FeatureNetwork]] = {"digits": load_digits_features}
-"""Loaders of the feature networks by the name that `evaluation.features` gives them."""
+def load_digits(image_shape: ImageShape, detector: str) -> FeatureNetwork:
+    """The packaged classifier of digits. UserError for other images than it knows."""
+    if image_shape != DigitsFeatures.image_shape:
+        raise UserError(
+            f"evaluation.features: 'digits' looks at images of {_size(DigitsFeatures.image_shape)} (channels, height, "
+            f"width); these are {_size(image_shape)}"
+        )
+    return load_digits_features()
 
 
-def load_features(name: str) -> FeatureNetwork:
-    """The frozen feature network called `name`, in eval mode, on the CPU. UserError for another name."""
-    if name not in FEATURES:
-        raise UserError(f"evaluation.features: there is no feature network {name!r}; allowed: {', '.join(FEATURES)}")
-    return FEATURES[name]()
+def _size(shape: ImageShape) -> str:
+    return " x ".join(map(str, shape))
+
+
+FEATURES: dict[str, Callable[[ImageShape, str], FeatureNetwork]] = {"digits": load_digits, "inception": load_inception}
+"""Loaders of the feature networks by the name that `evaluation.features` gives them; they take the shape of the
+images and `evaluation.detector`."""
+
+
+def absolute_features(name: str) -> str:
+    """The name as it means the same from any working directory: a TorchScript file's path becomes absolute."""
+    return absolute(name) if name.endswith(TORCHSCRIPT) and not name.startswith(PYTHON) else name
+
+
+def load_features(name: str, image_shape: ImageShape, detector: str = INCEPTION_ADDRESS) -> FeatureNetwork:
+    """The frozen feature network called `name` for images (C, H, W), in eval mode, on the CPU.
+
+    `name`: one of FEATURES, a TorchScript file, or `python:package.module:factory`. `detector`: where Inception's file
+    lies. UserError for another name, a missing or wrong file, or images that the network does not look at.
+    """
+    if name.startswith(PYTHON):
+        network = load_python(name, image_shape)
+    elif name.endswith(TORCHSCRIPT):
+        network = load_torchscript(name, image_shape)
+    elif name in FEATURES:
+        network = FEATURES[name](image_shape, detector)
+    else:
+        raise UserError(
+            f"evaluation.features: there is no feature network {name!r}; allowed: {', '.join(FEATURES)}, a TorchScript "
+            f"file (*{TORCHSCRIPT}), or {PYTHON}package.module:factory"
+        )
+    return network.eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,11 @@ def tile(images: Tensor, columns: int) -> NDArray[np.uint8]:
 
     Small images are enlarged, and a grey gap keeps neighbours apart.
     """
-    pixels = quantise(images).cpu()
+    return tile_pixels(quantise(images).cpu(), columns)
+
+
+def tile_pixels(pixels: Tensor, columns: int) -> NDArray[np.uint8]:
+    """`tile` of uint8 images (N, C, H, W) on the CPU."""
     zoom = -(-SMALLEST_SIDE // pixels.shape[-1])
     pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     pixels = torch.nn.functional.pad(pixels, (GAP, GAP, GAP, GAP), value=GREY)
@@ -45,13 +50,12 @@ def save_png(path: Path, picture: NDArray[np.uint8]) -> None:
     aside.replace(path)
 
 
-def sample_grid(generator: OneStepGenerator, seed: int = 0, most_classes: int = 10) -> tuple[Tensor, int]:
-    """Images from fixed latents and the number of columns: ten of each class in a row, or 8 by 8 without classes."""
-    if not generator.label_dim:
-        return generator.sample(64, seed=seed), 8
-    classes = min(generator.label_dim, most_classes)
-    labels = torch.arange(classes).repeat_interleave(10)
-    return generator.sample(len(labels), seed=seed, class_labels=labels), 10
+def sample_grid(generator: OneStepGenerator, num: int, seed: int = 0) -> tuple[Tensor, int]:
+    """Images from fixed latents for a square grid, and its number of columns; with classes, a row is of one class."""
+    columns = math.isqrt(max(num - 1, 0)) + 1
+    rows = torch.arange(num) // columns
+    labels = rows % generator.label_dim if generator.label_dim else None
+    return generator.sample(num, seed=seed, class_labels=labels), columns
 
 
 def plot_fid(path: Path, nimg: Sequence[int], fid: Sequence[float], teacher_fid: float | None, title: str) -> None:

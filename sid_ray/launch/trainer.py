@@ -19,7 +19,8 @@ from typing import Any
 
 from sid_ray.config import Config, load_config
 from sid_ray.errors import UserError
-from sid_ray.launch.console import Display
+from sid_ray.launch.console import Display, cautions
+from sid_ray.launch.ray_start import start_ray
 from sid_ray.training.checkpoints import complete_checkpoints
 from sid_ray.training.loop import TrainingStopped
 from sid_ray.training.progress import Progress
@@ -80,7 +81,7 @@ def finished_run(config: Config, run: RunDirectory) -> Progress | None:
 
 
 def _launch(config: Config, run: RunDirectory, changed: list[str], display: Display) -> Progress:
-    _describe_start(run, changed, display)
+    _describe_start(config, run, changed, display)
     ray = _start_ray(config)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -144,26 +145,14 @@ def _resources(config: Config, use_gpu: bool) -> dict[str, float]:
 def _start_ray(config: Config) -> Any:
     """Connect to the cluster this runs on, or start one on this machine."""
     for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # it also paces reports
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_DISABLE_IMPORT_WARNING": "1",
     }.items():
         os.environ.setdefault(name, value)
     import logging
 
-    import ray
-
-    if not ray.is_initialized():
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(**quiet)
-        else:
-            workers = config.cluster.workers if isinstance(config.cluster.workers, int) else 2
-            cpus = max(os.cpu_count() or 1, workers * config.cluster.cpus_per_worker)
-            # "local": a cluster of our own, even if another one runs on this machine.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    workers = config.cluster.workers if isinstance(config.cluster.workers, int) else 2
+    ray = start_ray(workers * config.cluster.cpus_per_worker)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     return ray
 
@@ -225,11 +214,13 @@ class _StopSignals:
         self.bulletin.stop.remote()
 
 
-def _describe_start(run: RunDirectory, changed: list[str], display: Display) -> None:
+def _describe_start(config: Config, run: RunDirectory, changed: list[str], display: Display) -> None:
     newest = next(iter(complete_checkpoints(run.checkpoints)), None)
     if newest is None:
         display.note(f"new run in {run.path}")
     else:
         display.note(f"resuming {run.path} from {newest.name}")
+    for text in cautions(config):
+        display.note(f"caution: {text}")
     for text in changed:
         display.note(f"changed since: {text}")

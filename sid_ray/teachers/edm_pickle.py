@@ -25,10 +25,10 @@ from torch import Tensor
 from sid_ray.errors import UserError
 from sid_ray.teachers.checkpoint import Checkpoint
 from sid_ray.teachers.pickle_scan import RefusedPickle, scan
+from sid_ray.teachers.public import EDM_LICENCE
 
-EDM_LICENCE = "CC BY-NC-SA 4.0"
-"""Of NVIDIA's EDM checkpoints, whose names begin as in EDM_NAMES, and of what SiD's authors made from them."""
 EDM_NAMES = ("edm-", "sid-", "sida-")
+"""How the names begin of EDM's checkpoints and of what SiD's authors made from them, all under EDM's licence."""
 LARGEST_FILE = 8 * 2**30
 """Bytes; the largest public checkpoint (ImageNet 64) has 1.2e9."""
 DEEPEST = 200

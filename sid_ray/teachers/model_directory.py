@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,8 @@ class ModelConfig(BaseModel):
     """Noise level of the generator's input; None for a teacher."""
     label_names: list[str] | None = None
     """Names of the classes, in order."""
+    class_weights: list[float] | None = None
+    """How often a generator draws each class; None: all alike."""
     licence: str = "unknown"
     """Licence of the weights; a generator inherits its teacher's."""
     provenance: dict[str, Any] = {}
@@ -66,6 +69,13 @@ class ModelConfig(BaseModel):
         """The network without memory for its weights: what it takes, and their names and shapes. Raises as `build`."""
         with torch.device("meta"):
             return self.build()
+
+    def image_shape(self, field: str = "model") -> tuple[int, int, int]:
+        """(channels, height, width) of its images. UserError, naming `field`, if it cannot be built."""
+        try:
+            return self.skeleton().image_shape
+        except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
+            raise UserError(f"{field}: its architecture cannot be built: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -87,6 +97,22 @@ def save_model(directory: Path, state: dict[str, Tensor], config: ModelConfig, c
     aside.replace(directory / "model.safetensors")
     write_text(directory / "README.md", card)
     write_text(directory / "config.json", config.model_dump_json(indent=2) + "\n")
+
+
+def save_new_model(out: Path, state: dict[str, Tensor], config: ModelConfig, card: str) -> None:
+    """Write a model directory that is not there yet; it appears complete or not at all. UserError if it cannot."""
+    aside = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        save_model(aside, state, config, card)
+        aside.rename(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error}") from error
+
+
+def absolute(path: str) -> str:
+    """The path as it means the same from any working directory; addresses and `builtin:` names as they are."""
+    return path if path.startswith(BUILTIN) or "://" in path else str(Path(path).expanduser().absolute())
 
 
 def resolve_model(path: str, field: str = "model") -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from sid_ray.teachers.model_directory import (
     load_model,
     read_model_config,
     resolve_model,
-    save_model,
+    save_new_model,
 )
 
 UNKNOWN_LICENCE = "unknown"
@@ -137,14 +136,7 @@ def convert(source: str, out: Path, licence: str | None = None, field: str = "so
         read_model_config(str(found.path), found.field)  # explains what is allowed
         raise UserError(f"{field}: {source!r} is in this format already")
     state, config = read_foreign(found, licence)
-    aside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        save_model(aside, state, config, teacher_card(config, state))
-        aside.rename(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}") from error
+    save_new_model(out, state, config, teacher_card(config, state))
     return config
 
 
@@ -165,7 +157,7 @@ def load_generator(path: str) -> OneStepGenerator:
     denoiser, config = load_denoiser(str(path), "generator")
     if config.kind != "generator" or config.sigma_init is None:
         raise UserError(f"generator: {path!r} holds a {config.kind}, not a one-step generator")
-    return OneStepGenerator(denoiser, config.sigma_init)
+    return OneStepGenerator(denoiser, config.sigma_init, config.class_weights)
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:

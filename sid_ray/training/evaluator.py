@@ -26,6 +26,7 @@ from sid_ray.evaluation.statistics import load_reference
 from sid_ray.storage import digest
 from sid_ray.teachers.model_directory import ModelConfig, load_model, read_model_config, save_model
 from sid_ray.teachers.sources import find_source
+from sid_ray.teachers.untrained import WARNING
 from sid_ray.training.distributed import World
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory, teacher_directory
@@ -36,25 +37,28 @@ class Evaluator:
 
     def __init__(self, config: Config, run: RunDirectory, world: World, plain: Denoiser):
         self.config, self.run, self.world, self.plain = config, run, world, plain
-        self.features = load_features(config.evaluation.features).to(world.device)
-        self.reference = load_reference(config.evaluation.reference)
+        e = config.evaluation
+        if e.num_images:
+            self.features = load_features(e.features, plain.image_shape, e.detector).to(world.device)
+            self.reference = load_reference(e.reference)
         self.teacher = find_source(teacher_directory(config, run), "teacher.path").path
 
     def teacher_fid(self) -> float:
         """FID of the teacher's own samples; call it while `plain` still holds the teacher's weights."""
         e = self.config.evaluation
-        return self._fid(heun_sampler(self.plain, e.seed, e.teacher_steps, self.world.device))
+        weights = self.config.method.class_weights
+        return self._fid(heun_sampler(self.plain, e.seed, e.teacher_steps, self.world.device, weights))
 
     def generator_fid(self, average: dict[str, Tensor], seed: int | None = None) -> float:
         """FID of a one-step generator with these weights; `seed` gives it other latents than the run's."""
         self.plain.load_state_dict(average, strict=True)
-        seed = self.config.evaluation.seed if seed is None else seed
-        return self._fid(one_step_sampler(self.plain, self.config.method.sigma_init, seed, self.world.device))
+        seed, method = self.config.evaluation.seed if seed is None else seed, self.config.method
+        return self._fid(one_step_sampler(self.plain, method.sigma_init, seed, self.world.device, method.class_weights))
 
     def generator(self, average: dict[str, Tensor]) -> OneStepGenerator:
         """The generator with these weights, to sample from."""
         self.plain.load_state_dict(average, strict=True)
-        return OneStepGenerator(self.plain, self.config.method.sigma_init)
+        return OneStepGenerator(self.plain, self.config.method.sigma_init, self.config.method.class_weights)
 
     def save_best(self, average: dict[str, Tensor], progress: Progress) -> None:
         """Write the model directory of the best average; the first worker only, no collective."""
@@ -98,6 +102,7 @@ class Evaluator:
             sigma_data=teacher.sigma_data,
             sigma_init=self.config.method.sigma_init,
             label_names=teacher.label_names,
+            class_weights=self.config.method.class_weights,
             licence=teacher.licence,
             provenance={
                 "method": "SiD (arXiv 2404.04057)",
@@ -108,7 +113,8 @@ class Evaluator:
                 "batch_size": self.config.batch.size,
                 "seed": self.config.run.seed,
                 "measured": measured,
-            },
+            }
+            | ({"random_teacher": True} if self.config.teacher.random else {}),
         )
 
 
@@ -120,21 +126,15 @@ def mean_and_deviation(values: list[float]) -> str:
 
 def model_card(config: ModelConfig) -> str:
     """README.md of a distilled generator."""
-    p, m = config.provenance, config.provenance["measured"]
+    p = config.provenance
+    warning = f"\n**{WARNING}.**\n" if p.get("random_teacher") else ""
     classes = "" if not config.label_names else f"\nClasses: {', '.join(config.label_names)}.\n"
-    lines = [f"- {m['fid']:.3f} with the latents by which it was chosen ({m['num_images']} images)"]
-    if m.get("fid_fresh_latents"):
-        lines.append(f"- {mean_and_deviation(m['fid_fresh_latents'])} with fresh latents")
-    if m["teacher_fid"] is not None:
-        lines.append(f"- {m['teacher_fid']:.3f}: its teacher, many steps, measured in the same way")
     return f"""# One-step generator
-
+{warning}
 Distilled from `{p["teacher"]}` by {p["method"]} in {p["nimg"] / 1000:g} thousand images
 (alpha {p["alpha"]}, batch {p["batch_size"]}). It makes an image in one network evaluation.
 {classes}
-FID on the feature network `{m["features"]}`:
-
-{chr(10).join(lines)}
+{_quality(p["measured"])}
 
 ```python
 from sid_ray import load_generator
@@ -143,3 +143,17 @@ images = load_generator("PATH").sample(64)  # float, [-1, 1], NCHW
 
 Licence: {config.licence}
 """
+
+
+def _quality(measured: dict[str, Any]) -> str:
+    if measured["fid"] is None:
+        return "FID was not measured."
+    lines = [
+        f"FID on the feature network `{measured['features']}`:\n",
+        f"- {measured['fid']:.3f} with the latents by which it was chosen ({measured['num_images']} images)",
+    ]
+    if measured.get("fid_fresh_latents"):
+        lines.append(f"- {mean_and_deviation(measured['fid_fresh_latents'])} with fresh latents")
+    if measured["teacher_fid"] is not None:
+        lines.append(f"- {measured['teacher_fid']:.3f}: its teacher, many steps, measured in the same way")
+    return "\n".join(lines)

@@ -86,7 +86,8 @@ class Loop:
 
     def finish(self) -> None:
         """After the last image: measure the best generator again, with fresh latents."""
-        if not self.progress.confirmed_fids and self.config.evaluation.confirmations:
+        e = self.config.evaluation
+        if e.num_images and e.confirmations and not self.progress.confirmed_fids:
             self.progress.confirmed_fids = self.evaluator.confirm_best(self.progress)
         if self.board:
             p = self.progress
@@ -162,7 +163,7 @@ class Loop:
 
     def _measure_start(self) -> None:
         """FID of the teacher and of the untrained generator: what the run has to reach, and where it starts."""
-        if self.config.evaluation.teacher_steps:
+        if self.config.evaluation.num_images and self.config.evaluation.teacher_steps:
             self.progress.teacher_fid = self.evaluator.teacher_fid()
         average = self.networks.generator.average()
         self._evaluate(average)
@@ -171,13 +172,14 @@ class Loop:
         self._tell_outside({})
 
     def _evaluate(self, average: dict[str, Tensor]) -> None:
+        """Measure the average and keep it if it is the best; without FID, keep the latest."""
         p = self.progress
-        p.fid = self.evaluator.generator_fid(average)
-        if p.best_fid is None or p.fid < p.best_fid:
+        p.fid = self.evaluator.generator_fid(average) if self.config.evaluation.num_images else None
+        if p.fid is None or p.best_fid is None or p.fid < p.best_fid:
             p.best_fid, p.best_nimg = p.fid, p.nimg
             if self.world.is_first:
                 self.evaluator.save_best(average, p)
-        if self.board:
+        if self.board and p.fid is not None and p.best_fid is not None:
             fids = {"fid/generator": p.fid, "fid/best": p.best_fid}
             if p.teacher_fid is not None:
                 fids["fid/teacher"] = p.teacher_fid
@@ -185,8 +187,9 @@ class Loop:
             self.board.fid_curve(p.teacher_fid)
 
     def _sample(self, average: dict[str, Tensor]) -> None:
-        if self.board:
-            images, columns = sample_grid(self.evaluator.generator(average), seed=self.config.run.seed)
+        run = self.config.run
+        if self.board and run.sample_images:
+            images, columns = sample_grid(self.evaluator.generator(average), run.sample_images, run.seed)
             self.board.picture(self.progress.nimg, tile(images, columns))
 
     def _checkpoint(self) -> None:

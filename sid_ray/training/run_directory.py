@@ -11,10 +11,11 @@ import yaml
 from sid_ray.config import Config, differences, parse_config
 from sid_ray.diffusion.augment import LABELS
 from sid_ray.errors import UserError
-from sid_ray.evaluation.features import load_features
-from sid_ray.evaluation.statistics import load_reference
-from sid_ray.teachers.model_directory import read_model_config, write_text
+from sid_ray.evaluation.features import absolute_features, load_features
+from sid_ray.evaluation.statistics import check_fits, load_reference
+from sid_ray.teachers.model_directory import ModelConfig, absolute, read_model_config, write_text
 from sid_ray.teachers.sources import convert, find_source, is_model_directory, read_any_config
+from sid_ray.teachers.untrained import untrained_config, write_untrained
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class RunDirectory:
 
     @property
     def teacher(self) -> Path:
-        """Model directory of a teacher that came in another format."""
+        """Model directory of a teacher that came in another format, or of a random one."""
         return self.path / "teacher"
 
     @property
@@ -88,21 +89,44 @@ def check_inputs(config: Config) -> None:
     """UserError unless teacher, warm starts, features and reference are there and fit together."""
     run = RunDirectory.of(config)
     check_teacher_is_the_same(config, run)
-    teacher = read_any_config(teacher_directory(config, run), "teacher.path")
-    for field, path in (("init.generator", config.init.generator), ("init.fake_score", config.init.fake_score)):
-        if path is not None and read_any_config(path, field).network != teacher.network:
-            raise UserError(f"{field}: {path!r} is not of the teacher's architecture")
+    teacher = teacher_config(config, run)
+    check_method(config, teacher)
+    for field, path in warm_starts(config).items():
+        check_warm_start(field, path, teacher)
+    if config.evaluation.num_images:
+        check_measure(config, teacher)
+
+
+def check_measure(config: Config, teacher: ModelConfig) -> None:
+    """UserError unless feature network and reference are there and fit each other and the teacher's images."""
+    e = config.evaluation
+    features = load_features(e.features, teacher.image_shape("teacher.path"), e.detector)
+    check_fits(load_reference(e.reference), features, f"evaluation.reference: {e.reference}")
+
+
+def warm_starts(config: Config) -> dict[str, str]:
+    """The warm starts that are set: field -> path."""
+    paths = {"init.generator": config.init.generator, "init.fake_score": config.init.fake_score}
+    return {field: path for field, path in paths.items() if path is not None}
+
+
+def check_warm_start(field: str, path: str, teacher: ModelConfig) -> None:
+    """UserError unless there is a network of the teacher's architecture at `path`."""
+    if read_any_config(path, field).network != teacher.network:
+        raise UserError(f"{field}: {path!r} is not of the teacher's architecture")
+
+
+def check_method(config: Config, teacher: ModelConfig) -> None:
+    """UserError unless augmentation and class weights are possible with such a teacher."""
     if config.method.augment > 0 and teacher.network.get("augment_dim", 0) != len(LABELS):
         raise UserError(
             f"method.augment: {config.method.augment} needs a teacher with {len(LABELS)} augmentation labels; this "
             f"one has {teacher.network.get('augment_dim', 0)}; allowed: 0"
         )
-    features, reference = load_features(config.evaluation.features), load_reference(config.evaluation.reference)
-    if len(reference.mu) != features.num_features:
-        raise UserError(
-            f"evaluation.reference: {config.evaluation.reference!r} has {len(reference.mu)} features, "
-            f"evaluation.features {config.evaluation.features!r} has {features.num_features}"
-        )
+    weights, classes = config.method.class_weights, teacher.network.get("label_dim", 0)
+    if weights is not None and len(weights) != classes:
+        allowed = f"a list of {classes}" if classes else "none, for this teacher knows no classes"
+        raise UserError(f"method.class_weights: {len(weights)} numbers do not fit the teacher; allowed: {allowed}")
 
 
 def check_workers(config: Config, workers: int) -> None:
@@ -123,15 +147,11 @@ def read_config(run: RunDirectory) -> Config | None:
 
 def absolute_paths(config: Config) -> Config:
     """The configuration with paths that mean the same from any working directory."""
-
-    def absolute(path: str) -> str:
-        if path.startswith("builtin:") or "://" in path:
-            return path
-        return str(Path(path).expanduser().absolute())
-
     tree = config.model_dump()
     tree["teacher"]["path"] = absolute(config.teacher.path)
     tree["evaluation"]["reference"] = absolute(config.evaluation.reference)
+    tree["evaluation"]["detector"] = absolute(config.evaluation.detector)
+    tree["evaluation"]["features"] = absolute_features(config.evaluation.features)
     tree["run"]["storage"] = absolute(config.run.storage)
     tree["init"] = {k: v if v is None else absolute(v) for k, v in tree["init"].items()}
     return parse_config(tree)
@@ -166,13 +186,22 @@ def open_run(config: Config) -> tuple[RunDirectory, list[str]]:
     except OSError as error:
         raise UserError(f"run.storage: {config.run.storage!r} cannot be written: {error}") from error
     write_text(run.config_yaml, config.to_yaml())
-    if not is_model_directory(teacher_directory(config, run), "teacher.path"):
+    if config.teacher.random and not run.teacher.is_dir():
+        write_untrained(run.teacher, config.teacher.path, config.run.seed)
+    elif not is_model_directory(teacher_directory(config, run), "teacher.path"):
         convert(config.teacher.path, run.teacher, config.teacher.licence, "teacher.path")
     return run, changed
 
 
+def teacher_config(config: Config, run: RunDirectory) -> ModelConfig:
+    """Configuration of the run's teacher, also before its run has begun. UserError if there is none."""
+    if config.teacher.random and not run.teacher.is_dir():
+        return untrained_config(config.teacher.path, config.run.seed)
+    return read_any_config(teacher_directory(config, run), "teacher.path")
+
+
 def teacher_directory(config: Config, run: RunDirectory) -> str:
-    """Where every worker reads the teacher: the run's own converted copy if there is one, else `teacher.path`."""
+    """Where every worker reads the teacher: the run's own copy, converted or random, if it has one; `teacher.path`."""
     return str(run.teacher) if run.teacher.is_dir() else config.teacher.path
 
 
@@ -180,11 +209,13 @@ def check_teacher_is_the_same(config: Config, run: RunDirectory) -> None:
     """UserError if the source that the run converted has changed since; one that is gone is not needed any more."""
     if not run.teacher.is_dir():
         return
+    recorded = read_model_config(str(run.teacher), "teacher.path").provenance.get("source_sha256")
+    if recorded is None:
+        return  # random weights: they come from no source
     try:
         source = find_source(config.teacher.path, "teacher.path")
     except UserError:
         return  # its address has nothing any more, or cannot be reached
-    recorded = read_model_config(str(run.teacher), "teacher.path").provenance.get("source_sha256")
     if source.path.exists() and (source.format is None or source.format.digest(source.path) != recorded):
         raise UserError(
             f"teacher.path: {config.teacher.path} is not the file that this run began with; choose another --run.name"

@@ -8,6 +8,7 @@ rebuilt forward pass draws the same numbers again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sid_ray.diffusion.denoiser import Denoiser
-from sid_ray.diffusion.generator import one_hot
+from sid_ray.diffusion.generator import draw_classes, one_hot
 from sid_ray.diffusion.noise import lognormal_sigma
 from sid_ray.methods.sid import generator_sigma
 
@@ -89,6 +90,8 @@ class SeededDraws:
     p_std: float
     tmax: float
     device: torch.device
+    class_weights: Sequence[float] | None = None
+    """How often each class is drawn; None: all alike."""
 
     def fake_score(self, nimg: int, slot: int) -> Draws:
         """Noise levels are log-normal (EDM)."""
@@ -110,5 +113,6 @@ class SeededDraws:
     def _seeded_latents(self, nimg: int, phase: Phase, slot: int) -> tuple[Tensor, Tensor | None]:
         self.reseed(nimg, phase, slot)
         z = torch.randn(self.micro_batch, *self.denoiser.image_shape, device=self.device)
-        classes = torch.randint(max(self.denoiser.label_dim, 1), (self.micro_batch,), device=self.device)
-        return z, one_hot(classes, self.denoiser.label_dim)
+        label_dim = self.denoiser.label_dim
+        classes = draw_classes((self.micro_batch,), label_dim, self.class_weights, device=self.device)
+        return z, one_hot(classes, label_dim)

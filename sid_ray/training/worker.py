@@ -43,6 +43,7 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
         p_std=config.method.p_std,
         tmax=config.method.tmax,
         device=world.device,
+        class_weights=config.method.class_weights,
     )
     board = Board(run, config, progress.nimg) if world.is_first else None
     loop = Loop(
