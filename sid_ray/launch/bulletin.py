@@ -11,17 +11,17 @@ from sid_ray.training.outside import Outside
 
 
 class Bulletin:
-    """Reports in order, the first failure, the outcome, and whether to stop."""
+    """Reports and notes in order, the first failure, the outcome, and whether to stop."""
 
     def __init__(self) -> None:
-        self.reports: list[dict[str, Any]] = []
+        self.reports: list[dict[str, Any] | str] = []
         self.failure: tuple[str, str] | None = None
         self.outcome: dict[str, Any] | None = None
         self.stopping = False
 
-    def post(self, metrics: dict[str, Any]) -> None:
-        """Add a report."""
-        self.reports.append(metrics)
+    def post(self, report: dict[str, Any] | str) -> None:
+        """Add a report (figures) or a note (text)."""
+        self.reports.append(report)
 
     def fail(self, kind: str, message: str) -> None:
         """Record a failure; the first one counts."""
@@ -39,8 +39,8 @@ class Bulletin:
         """Whether the driver asked to stop."""
         return self.stopping
 
-    def read(self) -> list[dict[str, Any]]:
-        """Take the reports since the last call."""
+    def read(self) -> list[dict[str, Any] | str]:
+        """Take the reports and notes since the last call."""
         reports, self.reports = self.reports, []
         return reports
 
@@ -61,6 +61,10 @@ class RayOutside(Outside):
         if self.first:
             ray.get(self.bulletin.post.remote(metrics))
         ray.train.report({k: v for k, v in metrics.items() if v is not None})
+
+    def note(self, text: str) -> None:
+        """Tell the driver's terminal."""
+        ray.get(self.bulletin.post.remote(text))
 
     def should_stop(self) -> bool:
         """Whether the driver asked to stop."""

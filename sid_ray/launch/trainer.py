@@ -21,7 +21,7 @@ from sid_ray.config import Config, load_config
 from sid_ray.errors import UserError
 from sid_ray.launch.console import Display
 from sid_ray.training.checkpoints import complete_checkpoints
-from sid_ray.training.loop import TrainingStopped
+from sid_ray.training.guard import TrainingStopped
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory, absolute_paths, check_workers, open_run
 
@@ -119,8 +119,11 @@ def _worker(settings: dict[str, Any]) -> None:
 
     try:
         progress = run_worker(parse_config(settings["config"]), run, outside)
+    except TrainingStopped as stop:  # on every worker alike; raised further, Ray would start them again
+        ray.get(outside.bulletin.fail.remote(type(stop).__name__, str(stop)))
+        return
     except Exception as error:
-        if not isinstance(error, (UserError, TrainingStopped)):
+        if not isinstance(error, UserError):
             run.error_log.write_text(traceback.format_exc(), encoding="utf-8")
         ray.get(outside.bulletin.fail.remote(type(error).__name__, str(error)))
         raise
@@ -186,7 +189,7 @@ def _follow(trainer: Any, bulletin: Any, run: RunDirectory, display: Display) ->
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             for report in ray.get(bulletin.read.remote()):
-                display.update(report)
+                display.note(report) if isinstance(report, str) else display.update(report)
     failure, outcome = ray.get(bulletin.result.remote())
     if outcome is not None:
         return Progress.model_validate(outcome)

@@ -83,7 +83,7 @@ class Evaluator:
     def _fid(self, sample: Sampler) -> float:
         e = self.config.evaluation
         own = generator_statistics(sample, e.num_images, self.features, e.batch, self.world.rank, self.world.size)
-        return frechet_distance(own.all_reduce(), self.reference)
+        return self.world.from_first(frechet_distance(own.all_reduce(), self.reference))
 
     def _model_config(self, progress: Progress) -> ModelConfig:
         directory = teacher_directory(self.config, self.run)

@@ -14,6 +14,10 @@ class Outside(Protocol):
         """Take the latest figures; called on every rank, about once a tick."""
         ...
 
+    def note(self, text: str) -> None:
+        """Tell a person something beside the figures; called on the first worker only."""
+        ...
+
     def should_stop(self) -> bool:
         """Whether to write a checkpoint and leave; asked on every rank, once a tick."""
         ...
@@ -33,6 +37,11 @@ class PlainOutside:
         if not self.quiet:
             print(progress_line(metrics), flush=True)
 
+    def note(self, text: str) -> None:
+        """Print it."""
+        if not self.quiet:
+            print(text, flush=True)
+
     def should_stop(self) -> bool:
         """Whether a signal came."""
         return self.stop.is_set()
@@ -47,7 +56,8 @@ def progress_line(m: dict[str, Any]) -> str:
     if m["skipped"]:
         parts.append(f"skipped {m['skipped']}")
     if m.get("fid") is not None:
-        parts.append(f"FID {m['fid']:.3f} (best {m['best_fid']:.3f}" + _versus(m.get("teacher_fid")) + ")")
+        best = m["fid"] if m["best_fid"] is None else m["best_fid"]
+        parts.append(f"FID {m['fid']:.3f} (best {best:.3f}" + _versus(m.get("teacher_fid")) + ")")
     return "  ".join(parts)
 
 

@@ -50,6 +50,11 @@ class RunDirectory:
         return self.path / "teacher"
 
     @property
+    def rollbacks(self) -> Path:
+        """The rollbacks so far; see `training.rollback`."""
+        return self.path / "rollbacks.json"
+
+    @property
     def samples(self) -> Path:
         """Sample grids."""
         return self.path / "samples"

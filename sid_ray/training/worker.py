@@ -16,9 +16,11 @@ from sid_ray.training.checkpoints import NamedState, check_names, complete_check
 from sid_ray.training.distributed import World, join_world
 from sid_ray.training.engines import Networks, build_networks
 from sid_ray.training.evaluator import Evaluator
+from sid_ray.training.guard import Diverged
 from sid_ray.training.loop import Loop
 from sid_ray.training.outside import Outside, PlainOutside
 from sid_ray.training.progress import Progress
+from sid_ray.training.rollback import discard_abandoned, read_rollbacks, refuse_to_go_on, roll_back, slowed
 from sid_ray.training.run_directory import RunDirectory, check_workers, open_run, teacher_directory
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
@@ -27,13 +29,32 @@ from sid_ray.training.step import Iteration
 def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
     """Train on this rank, from the newest complete checkpoint if there is one; returns the final counters.
 
-    `config` and the run's directory have been checked (`open_run`). Every rank of the job calls this.
+    `config` and the run's directory have been checked (`open_run`). Every rank of the job calls this. A run that
+    diverges and may roll back leaves and resumes here, as another process would. TrainingStopped if it may not.
     """
     torch.set_num_threads(config.cluster.cpus_per_worker)
     world = join_world()
     check_workers(config, world.size)
+    while True:
+        try:
+            return _resume(config, run, outside, world)
+        except Diverged as trouble:
+            refuse_to_go_on(config, run, trouble)
+            if world.is_first:
+                rollback = roll_back(run, trouble)
+                outside.note(f"{rollback}; learning rates x {config.guard.rollback_lr_factor**rollback.number:g}")
+        world.barrier()
+
+
+def _resume(config: Config, run: RunDirectory, outside: Outside, world: World) -> Progress:
+    """Train from where the run stands to its end, or to a stop, or until it diverges (Diverged)."""
+    if world.is_first:
+        discard_abandoned(run)
+    world.barrier()
+    rollbacks = read_rollbacks(run)
     slots = slots_of_rank(config.num_slots, world.rank, world.size)
     networks, progress = restore_or_start(config, run, world, len(slots))
+    progress.rollbacks = len(rollbacks)
     draws = SeededDraws(
         denoiser=networks.plain,
         micro_batch=config.engine.micro_batch,
@@ -44,13 +65,14 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
         tmax=config.method.tmax,
         device=world.device,
     )
-    board = Board(run, config, progress.nimg) if world.is_first else None
+    board = Board(run, config, progress.nimg, rollbacks) if world.is_first else None
+    slower = slowed(config, progress.rollbacks)
     loop = Loop(
-        config=config,
+        config=slower,
         run=run,
         world=world,
         networks=networks,
-        iteration=Iteration(config, networks, draws, slots),
+        iteration=Iteration(slower, networks, draws, slots),
         evaluator=Evaluator(config, run, world, networks.plain),
         progress=progress,
         outside=outside,
@@ -62,8 +84,7 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
     finally:
         if board:
             board.close()
-        networks.generator.destroy()
-        networks.fake_score.destroy()
+        networks.destroy()
     return progress
 
 
