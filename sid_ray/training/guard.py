@@ -25,7 +25,7 @@ from sid_ray.config import Guard as Rules
 
 WINDOW = 20
 """Ticks whose median is the level that losses and gradient norms are compared with."""
-WARM_UP = 5
+WARM_UP = 10
 """Ticks before magnitudes are judged: they grow while the fake score leaves the teacher, where it starts."""
 MAGNITUDES = ("loss/", "gradient_norm/")
 """Prefixes of the scalars that are judged by their magnitude."""
@@ -92,8 +92,8 @@ class FidHistory(Remembered):
     streak: Streak = Streak()
 
     def ratio(self, fid: float) -> float | None:
-        """An FID in units of the best before it; None if there is none."""
-        return fid / self.best if self.best else None
+        """A finite FID in units of the best before it; None if there is none."""
+        return fid / self.best if self.best and math.isfinite(fid) else None
 
 
 class TickHistory(Remembered):
