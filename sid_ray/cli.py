@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from sid_ray.config import Config, fields, load_config, preset_names
+from sid_ray.config import INCEPTION_ADDRESS, Config, fields, load_config
 from sid_ray.errors import UserError
 
 app = typer.Typer(
@@ -22,6 +22,12 @@ teach_app = typer.Typer(no_args_is_help=True, help="Train a built-in teacher aga
 app.add_typer(presets_app, name="presets")
 app.add_typer(teach_app, name="teach")
 
+FEATURES = "Feature network: digits, inception, a TorchScript file (.pt), or python:package.module:factory (runs it)."
+DETECTOR = "Where Inception's TorchScript file lies: a path or an address; its sha256 is checked."
+WORKERS = (
+    "Processes that share the images, one GPU (or CPU) each; auto: all GPUs of this machine or of the cluster at "
+    "RAY_ADDRESS, else one. The result does not depend on it."
+)
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -49,6 +55,8 @@ def _type_name(annotation: Any) -> str:
     """A type as a user would say it: `float`, `fp32 or bf16`, `int or auto`."""
     if isinstance(annotation, type):
         return "unset" if annotation is type(None) else annotation.__name__
+    if get_origin(annotation) is list:
+        return f"list of {_type_name(get_args(annotation)[0])}"
     names = [str(a) if get_origin(annotation) is Literal else _type_name(a) for a in get_args(annotation)]
     return " or ".join(names)
 
@@ -97,26 +105,24 @@ def distill(
     except KeyboardInterrupt:
         print("sid-ray: aborted; the same command resumes from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
-    print_summary(RunDirectory(Path(result.path)), Progress.model_validate(result.metrics), config.run.total_kimg)
+    print_summary(RunDirectory(Path(result.path)), Progress.model_validate(result.metrics), config)
 
 
 def _print_plan(config: Config) -> None:
-    from sid_ray.training.run_directory import RunDirectory, check_inputs
+    """The resolved configuration and, as comments, what it means: the whole is a YAML file that can be run."""
+    from sid_ray.training.plan import describe_run
 
-    check_inputs(config)
-    print(config.to_yaml(), end="")
-    steps = -(-config.total_nimg // config.batch.size)
-    print(
-        f"\n# run directory  {RunDirectory.of(config).path}\n"
-        f"# iterations     {steps} of {config.batch.size} images, {config.num_slots} micro-batches each\n"
-        f"# workers        {config.cluster.workers} ({config.cluster.cpus_per_worker} CPU each)\n"
-        "# dry run: nothing was started"
-    )
+    lines = describe_run(config)
+    print(config.to_yaml())
+    print("\n".join(f"# {what:14} {text}" for what, text in lines))
+    print("# dry run: nothing was started or fetched")
 
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="Model directory of a generator, e.g. runs/digits/generator.")],
+    model: Annotated[
+        str, typer.Argument(help="Model directory of a generator, e.g. runs/digits/generator, or its s3:// address.")
+    ],
     num: Annotated[int, typer.Option(min=1, help="Number of images.")] = 64,
     out: Annotated[Path, typer.Option(help="A .png grid, an .npz of uint8 images, or a folder of PNGs.")] = Path(
         "grid.png"
@@ -126,24 +132,25 @@ def generate(
         list[int] | None,
         typer.Option("--label", help="Class index; repeat for several, taken in turn. Default: drawn."),
     ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 250,
+    workers: Annotated[str, typer.Option(help=WORKERS)] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
 ) -> None:
     """Sample a one-step generator."""
-    from sid_ray.evaluation.export_images import write_images
-    from sid_ray.teachers.sources import load_generator
+    from sid_ray.launch.measuring import generate_images
 
-    generator = load_generator(model)
-    labels = [label[i % len(label)] for i in range(num)] if label else None
-    try:
-        images = generator.sample(num, seed=seed, class_labels=labels)
-    except ValueError as error:
-        raise UserError(f"--label: {error}") from error
-    print(f"{num} images in {write_images(out, images, overwrite)}")
+    print(f"{num} images in {generate_images(model, num, out, seed, label, batch, workers, overwrite)}")
 
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="An EDM, SiD or SiDA checkpoint (.pkl). It is never executed.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="An EDM, SiD or SiDA checkpoint (.pkl), which is never executed, or a diffusers folder; local, "
+            "s3:// or https://."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Model directory to write.")],
     licence: Annotated[
         str | None, typer.Option(help="Licence of the weights; it is inherited by what is distilled from them.")
@@ -162,24 +169,52 @@ def convert(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A generator or a teacher: model directory, .pkl or builtin:digits.")],
+    model: Annotated[str, typer.Argument(help="A generator or a teacher: whatever teacher.path may be.")],
     num: Annotated[int, typer.Option(min=5, help="Images per trial.")] = 2000,
     metrics: Annotated[str, typer.Option(help="What to measure, with commas: fid, is, kid, pr.")] = "fid",
-    features: Annotated[str, typer.Option(help="Feature network.")] = "digits",
-    reference: Annotated[str, typer.Option(help="Reference statistics (.npz), or builtin:digits.")] = "builtin:digits",
+    features: Annotated[str, typer.Option(help=FEATURES)] = "digits",
+    detector: Annotated[str, typer.Option(help=DETECTOR)] = INCEPTION_ADDRESS,
+    reference: Annotated[
+        str, typer.Option(help="Reference statistics: an .npz file or its address, or builtin:digits.")
+    ] = "builtin:digits",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first trial's latents.")] = 0,
     trials: Annotated[int, typer.Option(min=1, help="Measurements, each with latents of its own.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Heun steps of a teacher (18 steps are 35 evaluations).")] = 18,
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 250,
+    workers: Annotated[str, typer.Option(help=WORKERS)] = "auto",
+    json: Annotated[Path | None, typer.Option(help="Also write the numbers to this new file.")] = None,
 ) -> None:
     """Measure a generator or a teacher: all metrics from one pass of images."""
-    from sid_ray.evaluation.measure import prepare, too_few
-    from sid_ray.launch.console import measure_trials
+    from sid_ray.evaluation.measure import prepare, warnings
+    from sid_ray.launch.measuring import check_new, measure_trials, write_trials
 
-    setup = prepare(model, metrics, features, reference, steps)
-    if warning := too_few(setup, num):
+    check_new("--json", json)
+    setup, seeds = prepare(model, metrics, features, reference, steps, detector), range(seed, seed + trials)
+    for warning in warnings(setup, num):
         print(f"warning: {warning}", file=sys.stderr)
-    measure_trials(setup, num, range(seed, seed + trials), batch)
+    measured = measure_trials(setup, num, seeds, batch, workers)
+    if json:
+        write_trials(json, setup, reference, num, seeds, measured)
+
+
+@app.command()
+def stats(
+    images: Annotated[str, typer.Argument(help="Folder (searched recursively) or zip of images, or an .npz of them.")],
+    out: Annotated[Path, typer.Option(help="The .npz file to write.")],
+    features: Annotated[str, typer.Option(help=FEATURES)] = "inception",
+    detector: Annotated[str, typer.Option(help=DETECTOR)] = INCEPTION_ADDRESS,
+    sample: Annotated[
+        int, typer.Option(min=0, help="Images whose features are kept, for KID, precision and recall.")
+    ] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed that chooses them.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 250,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+) -> None:
+    """Make reference statistics of images: all of one size, all grey or all RGB."""
+    from sid_ray.launch.measuring import make_reference
+
+    made = make_reference(images, out, features, detector, sample, seed, batch, overwrite)
+    print(f"{made.num} images, {len(made.mu)} features of {made.features}: reference statistics in {out}")
 
 
 @teach_app.command("digits")
@@ -201,13 +236,17 @@ def teach_digits(
 
 @presets_app.callback()
 def presets(context: typer.Context) -> None:
-    """List the presets."""
+    """List the presets: what they distil, what was published about it, and what it costs."""
+    from sid_ray.launch.presets import print_presets
+
     if context.invoked_subcommand is None:
-        for name in preset_names():
-            print(f"{name:16} {load_config(name).description}")
+        print_presets()
 
 
 @presets_app.command("show")
-def show_preset(name: Annotated[str, typer.Argument(help="Name of a preset.")]) -> None:
-    """Print a preset with every default filled in."""
-    print(load_config(name).to_yaml(), end="")
+def show_preset(name: Annotated[str, typer.Argument(help="Name of a preset, or a YAML file.")]) -> None:
+    """Print a preset with every default filled in, and what is known of its teacher: a YAML file to start from."""
+    from sid_ray.launch.presets import explain
+
+    config = load_config(name)
+    print("".join(f"# {line}\n" for line in explain(config)) + config.to_yaml(), end="")

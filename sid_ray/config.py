@@ -7,6 +7,7 @@ is documented where it stands, and `sid-ray distill --help` prints these texts.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sid_ray.errors import UserError
 
+TEACHER_REFERENCE = "teacher"
+"""`evaluation.reference` that is made from the teacher's own samples."""
 PRESETS = Path(__file__).parent / "presets"
+INCEPTION_ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+"""Where the detector of published FIDs is published."""
 
 
 class Section(BaseModel):
@@ -29,7 +34,11 @@ class Teacher(Section):
     """The pretrained diffusion model to distil."""
 
     path: str
-    """Model directory of the teacher, an EDM checkpoint (.pkl), or `builtin:digits`."""
+    """Model directory of the teacher, an EDM checkpoint (.pkl), a diffusers folder (UNet2DModel), the s3:// or https://
+    address of one, `builtin:digits`, or `python:package.module:factory`, which runs your own code."""
+    random: bool = False
+    """Smoke tests only: a teacher of this architecture with fresh random weights instead of its own; the path
+    is a model directory, or names a public teacher, and nothing is fetched."""
     licence: str | None = None
     """Licence of a teacher that comes in another format; unset: what is known of the file."""
 
@@ -54,6 +63,9 @@ class Method(Section):
     """Factor of the generator's loss (lsg)."""
     loss_scale_fake_score: float = Field(1.0, gt=0)
     """Factor of the fake score's loss (ls)."""
+    class_weights: list[float] | None = None
+    """How often each class is drawn, in training and evaluation, in any unit (one number per class of the
+    teacher); unset: all alike."""
     p_mean: float = -1.2
     """Mean of ln(sigma) in the fake-score step."""
     p_std: float = Field(1.2, gt=0)
@@ -64,6 +76,21 @@ class Method(Section):
     memory: Literal["fast", "lean", "minimal"] = "fast"
     """Graphs alive in the generator step: all (11 forward equivalents per image), one frozen network's at a
     time (12), or one graph in all, the generator's being rebuilt (13)."""
+
+    @field_validator("class_weights")
+    @classmethod
+    def _weights_of_something(cls, weights: list[float] | None) -> list[float] | None:
+        if weights is not None and not (all(0 <= w < math.inf for w in weights) and sum(weights) > 0):
+            raise ValueError("allowed: numbers of 0 or more, not all 0")
+        return weights
+
+    @property
+    def forwards(self) -> int:
+        """Cost of an iteration, in forward passes per image; a backward pass counts as two (an input's only, as one).
+
+        `fast`: generator 1, fake-score step 3, generator step 3, and 2 for each frozen network.
+        """
+        return {"fast": 11, "lean": 12, "minimal": 13}[self.memory] - (self.latents == "shared")
 
 
 class Optimizer(Section):
@@ -114,12 +141,18 @@ class Batch(Section):
 
 
 class Init(Section):
-    """Warm start of the trained networks."""
+    """Where the trained networks start."""
 
+    student: str | None = None
+    """Network of another architecture for generator and fake score, given as teacher.path is; unset: the teacher's."""
+    fit_kimg: float = Field(100, ge=0)
+    """Thousands of images with which a student learns the teacher's denoiser before the run; 0: not at all."""
+    fit_lr: float = Field(1e-3, gt=0, lt=1)
+    """Learning rate of that fit at its beginning; it falls to 0 as a half cosine."""
     generator: str | None = None
-    """Model directory to start the generator from; unset: the teacher."""
+    """What to start the generator from, given as teacher.path is; unset: the student, or the teacher."""
     fake_score: str | None = None
-    """Model directory to start the fake score from; unset: the teacher."""
+    """What to start the fake score from, given as teacher.path is; unset: the student, or the teacher."""
 
 
 class Evaluation(Section):
@@ -127,12 +160,18 @@ class Evaluation(Section):
 
     every_kimg: float = Field(500, gt=0)
     """Interval of evaluations, in thousands of images; early on it is shorter (1/8, 1/4, 1/2 of it)."""
-    num_images: int = Field(50_000, ge=2)
-    """Images per evaluation, the same for the whole run: FID's bias depends on it."""
+    num_images: int = Field(50_000, ge=0)
+    """Images per evaluation, the same for the whole run: FID's bias depends on it. 0: FID is never measured, no
+    feature network and no reference are needed, and the latest average is kept instead of the best."""
     features: str = "digits"
-    """Feature network of FID."""
+    """Feature network of FID: `digits`, `inception` (published FIDs), `pixels` (the pixels themselves), `points`
+    (coordinates of points, and waves that see modes), a TorchScript file (.pt) or `python:package.module:factory`,
+    which runs your own code; see docs/metrics.md."""
+    detector: str = INCEPTION_ADDRESS
+    """Where Inception's TorchScript file lies: a path or an address; its sha256 is checked."""
     reference: str = "builtin:digits"
-    """Reference statistics (.npz), or `builtin:digits`."""
+    """Reference statistics (.npz, also at https:// or s3://), `builtin:digits`, or `teacher`: made once per run, from
+    evaluation.num_images many-step samples of the teacher itself."""
     batch: int = Field(250, ge=1)
     """Images per forward pass while sampling."""
     seed: int = Field(0, ge=0)
@@ -141,6 +180,21 @@ class Evaluation(Section):
     """At the end the best generator is measured again this often, with fresh latents each time."""
     teacher_steps: int = Field(18, ge=0, le=1000)
     """Heun steps of the teacher's own FID, measured once (18 steps are 35 evaluations); 0: not measured."""
+
+    @field_validator("num_images")
+    @classmethod
+    def _a_covariance_needs_two(cls, num_images: int) -> int:
+        if num_images == 1:
+            raise ValueError("allowed: 2 or more, or 0 for no evaluation")
+        return num_images
+
+    @model_validator(mode="after")
+    def _a_teacher_as_reference_is_sampled(self) -> Evaluation:
+        if self.reference == TEACHER_REFERENCE and not self.teacher_steps:
+            raise ValueError(
+                "evaluation.teacher_steps: 0 makes no samples for evaluation.reference 'teacher'; allowed: 1 on"
+            )
+        return self
 
 
 class Guard(Section):
@@ -158,10 +212,10 @@ class Guard(Section):
     that is not finite is a divergence at once."""
     fid_patience: int = Field(3, ge=1)
     """Evaluations in a row whose FID is too high that make a divergence."""
-    explosion_factor: float = Field(20.0, gt=1)
-    """A loss (its magnitude) or gradient norm above this factor of its median over the last 20 reports is too high."""
+    explosion_factor: float = Field(10.0, gt=1)
+    """The fake score's loss or a gradient norm above this factor of its median over the last 20 reports is too high."""
     explosion_patience: int = Field(3, ge=1)
-    """Reports in a row with a loss or gradient norm too high that make a divergence."""
+    """Reports in a row with one of them too high that make a divergence."""
     max_skipped_in_a_row: int = Field(20, ge=1)
     """Iterations in a row whose gradients were not finite that make a divergence."""
 
@@ -181,6 +235,8 @@ class Run(Section):
     """Interval of progress lines and scalars; a stop request is noticed here."""
     sample_every_kimg: float = Field(500, gt=0)
     """Interval of sample grids (each also comes with an evaluation)."""
+    sample_images: int = Field(100, ge=0)
+    """Images of a sample grid, a class per row; 0: no grids."""
     checkpoint_every_kimg: float = Field(500, gt=0)
     """Interval of checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -256,8 +312,10 @@ class Config(Section):
 
 MAY_CHANGE_ON_RESUME = (
     "description", "teacher.licence", "cluster", "guard", "engine.zero_stage", "engine.precision", "method.memory",
-    "run.total_kimg", "run.report_every_kimg", "run.sample_every_kimg", "run.checkpoint_every_kimg",
-    "run.keep_checkpoints", "run.storage", "evaluation.every_kimg", "evaluation.batch", "evaluation.confirmations",
+    "run.total_kimg", "run.report_every_kimg", "run.sample_every_kimg", "run.sample_images",
+    "run.checkpoint_every_kimg", "run.keep_checkpoints", "run.storage",
+    "evaluation.every_kimg", "evaluation.batch", "evaluation.confirmations",
+    "evaluation.detector",
 )  # fmt: skip
 """Sections and fields with which a run may be continued differently; all others make another run."""
 
@@ -292,6 +350,14 @@ def load_config(preset_or_yaml: str, overrides: Mapping[str, Any] | None = None)
     if isinstance(tree["run"], dict):
         tree["run"].setdefault("name", path.stem)
     for dotted, value in (overrides or {}).items():
+        _override(tree, dotted, value)
+    return parse_config(tree)
+
+
+def override(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The configuration with dotted overrides, validated again. UserError as in `load_config`."""
+    tree = config.model_dump()
+    for dotted, value in overrides.items():
         _override(tree, dotted, value)
     return parse_config(tree)
 
@@ -339,15 +405,15 @@ def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, last = dotted.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
-    tree[last] = _yaml_scalar(value) if isinstance(value, str) else value
+    tree[last] = _yaml_value(value) if isinstance(value, str) else value
 
 
-def _yaml_scalar(text: str) -> Any:
+def _yaml_value(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    return value if isinstance(value, (bool, int, float, type(None))) else text
+    return value if isinstance(value, (bool, int, float, list, type(None))) else text
 
 
 def _explain(error: Any) -> str:

@@ -56,21 +56,30 @@ def fetch(path: str, field: str, sha256: str | None = None) -> Path:
     return local
 
 
+def cached(path: str) -> Path | None:
+    """The copy that `fetch` has made of a remote file, if it has; nothing is fetched or asked for."""
+    target = _cache_target(path)
+    return target if target.exists() else None
+
+
 def digest(path: Path) -> str:
     """Hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _cache_target(address: str) -> Path:
+    name = address.rstrip("/").rsplit("/", 1)[-1] or "fetched"
+    return cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16] / name
+
+
 def _fetch_once(address: str, field: str, sha256: str | None) -> Path:
     """The cached copy, made by one process of this machine while others wait."""
     from filelock import FileLock
 
-    name = address.rstrip("/").rsplit("/", 1)[-1] or "fetched"
-    folder = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        target = folder / name
+    target = _cache_target(address)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(".lock")):
         if address.startswith("s3://"):
             _fetch_s3(address, target, field)
         elif not target.exists():

@@ -98,3 +98,20 @@ def bucket(s3_server, tmp_path, monkeypatch):
     name = f"bucket-{uuid.uuid4()}"
     s3_client().create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    """(folder, address) of an HTTP server on this machine; what is fetched is cached in a folder of the test's own."""
+    import functools
+    import http.server
+    import threading
+
+    monkeypatch.setenv("SID_RAY_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "www"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

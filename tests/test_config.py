@@ -22,6 +22,11 @@ BAD = [
     ({"cluster.workers": 0}, ["cluster.workers", "0", "at least 1"]),
     ({"run.name": "../up"}, ["run.name", "'../up'"]),
     ({"optimizer.generator_lr": -1}, ["optimizer.generator_lr", "-1", "greater than 0"]),
+    ({"method.class_weights": "[1, -1]"}, ["method.class_weights", "[1, -1]", "numbers of 0 or more, not all 0"]),
+    ({"method.class_weights": "[0, 0]"}, ["method.class_weights", "not all 0"]),
+    ({"method.class_weights": "[.nan, 1]"}, ["method.class_weights", "numbers of 0 or more"]),
+    ({"method.class_weights": 3}, ["method.class_weights", "3", "list"]),
+    ({"evaluation.num_images": 1}, ["evaluation.num_images", "1", "2 or more, or 0 for no evaluation"]),
     ({"method.latents": "shared", "method.memory": "lean"}, ["method.latents", "method.memory"]),
 ]
 

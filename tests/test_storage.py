@@ -1,26 +1,9 @@
 """Fetching from a real HTTP server and a real S3 server."""
 
-import functools
-import http.server
-import threading
-
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.storage import digest, fetch, s3_client
-
-
-@pytest.fixture
-def web(tmp_path, monkeypatch):
-    """(folder, address) of an HTTP server on this machine."""
-    monkeypatch.setenv("SID_RAY_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "www"
-    folder.mkdir()
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+from sid_ray.storage import cached, digest, fetch, s3_client
 
 
 def test_a_local_path_passes_through(tmp_path):
@@ -30,8 +13,10 @@ def test_a_local_path_passes_through(tmp_path):
 def test_a_file_of_the_web_is_fetched_once(web):
     folder, address = web
     (folder / "ref.npz").write_bytes(b"first")
+    assert cached(f"{address}/ref.npz") is None
     file = fetch(f"{address}/ref.npz", "evaluation.reference")
     assert file.read_bytes() == b"first" and file.name == "ref.npz"
+    assert cached(f"{address}/ref.npz") == file
     (folder / "ref.npz").unlink()
     assert fetch(f"{address}/ref.npz", "evaluation.reference") == file
     with pytest.raises(UserError, match=r"evaluation\.reference: http.*none\.npz cannot be fetched"):

@@ -1,4 +1,4 @@
-"""EDM's preconditioned denoiser D(x, sigma) (Karras et al. 2022, arXiv 2206.00364, section 5)."""
+"""Denoisers D(x, sigma): what the project asks of one, and EDM's own (Karras et al. 2022, arXiv 2206.00364)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,33 @@ from torch import Tensor, nn
 from sid_ray.diffusion.networks import NETWORKS
 
 
-class EDMDenoiser(nn.Module):
-    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), equation 7 with the coefficients of table 1.
+class Denoiser(nn.Module):
+    """What teacher, fake score and generator are: a module with these attributes, called like this.
+
+    Own modules derive from it, or merely have the attributes; parameters are known by their names alone.
+    `forward(x, sigma, class_labels=None)`: noisy images `x` (N, C, H, W) float32 in the units of the images, `sigma`
+    (N,) float32, `class_labels` one-hot (N, label_dim), or None for no class; returns the denoised images, float32, of
+    the shape of `x`. With an `augment_dim`, also `augment_labels` (N, augment_dim), or None for none.
+    """
+
+    image_shape: tuple[int, int, int]
+    """(channels, height, width) of one image; points are images of (dimensions, 1, 1)."""
+    label_dim: int = 0
+    """Number of classes; 0 for an unconditional network."""
+    sigma_data: float = 0.5
+    """Standard deviation of the images, which the denoising loss is weighted by."""
+    augment_dim: int = 0
+    """Number of augmentation labels; 0 if it takes none."""
+
+    def set_dropout(self, probability: float) -> None:
+        """Set the probability of every dropout layer."""
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = probability
+
+
+class EDMDenoiser(Denoiser):
+    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), equation 7 of the paper with the coefficients of table 1.
 
     Preconditioning and output are float32 whatever the precision of the network F, because the score is a
     difference of denoiser outputs divided by sigma^2.
@@ -32,9 +57,9 @@ class EDMDenoiser(nn.Module):
         super().__init__()
         if model_type not in NETWORKS:
             raise ValueError(f"unknown network {model_type!r}; allowed: {', '.join(NETWORKS)}")
-        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
-        self.sigma_data = sigma_data
-        self.augment_dim: int = model_kwargs.get("augment_dim", 0)
+        self.image_shape = (img_channels, img_resolution, img_resolution)
+        self.label_dim, self.sigma_data = label_dim, sigma_data
+        self.augment_dim = model_kwargs.get("augment_dim", 0)
         self.model = NETWORKS[model_type](
             img_resolution=img_resolution,
             in_channels=img_channels,
@@ -42,11 +67,6 @@ class EDMDenoiser(nn.Module):
             label_dim=label_dim,
             **model_kwargs,
         )
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        return self.img_channels, self.img_resolution, self.img_resolution
 
     def forward(
         self,

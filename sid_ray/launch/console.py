@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from sid_ray.evaluation.measure import Setup, measure
+from sid_ray.config import Config
+from sid_ray.teachers.untrained import WARNING
 from sid_ray.training.evaluator import mean_and_deviation
 from sid_ray.training.outside import duration, progress_line
 from sid_ray.training.progress import Progress as Counters
@@ -50,15 +51,29 @@ class Display:
             self.bar.stop()
 
 
-def print_summary(run: RunDirectory, p: Counters, total_kimg: float) -> None:
+def cautions(config: Config) -> list[str]:
+    """What a person must know of a run that cannot be trusted or watched as usual."""
+    found = [WARNING] if config.teacher.random else []
+    if not config.evaluation.num_images:
+        found.append(
+            "FID IS NOT MEASURED (evaluation.num_images 0): nothing tells whether the run goes well, and the latest "
+            "average is kept, not the best"
+        )
+    return found
+
+
+def print_summary(run: RunDirectory, p: Counters, config: Config) -> None:
     """Initial, final and best FID, the teacher's, where everything is, and what to try next."""
-    finished = p.nimg >= total_kimg * 1000
+    total_kimg = config.run.total_kimg
+    finished = p.nimg >= config.total_nimg
     table = Table(title=f"{run.path.name}: {p.nimg / 1000:g} of {total_kimg:g} kimg", show_header=False)
-    rows = [
-        ("FID before training", _number(p.initial_fid)),
-        ("FID now", _number(p.fid)),
-        ("best FID", f"{_number(p.best_fid)} at {(p.best_nimg or 0) / 1000:g} kimg"),
-    ]
+    rows = [("caution", text) for text in cautions(config)]
+    if config.evaluation.num_images:
+        rows += [
+            ("FID before training", _number(p.initial_fid)),
+            ("FID now", _number(p.fid)),
+            ("best FID", f"{_number(p.best_fid)} at {(p.best_nimg or 0) / 1000:g} kimg"),
+        ]
     if p.confirmed_fids:
         rows.append(("best again, fresh latents", mean_and_deviation(p.confirmed_fids)))
     if p.teacher_fid is not None:
@@ -72,8 +87,11 @@ def print_summary(run: RunDirectory, p: Counters, total_kimg: float) -> None:
         rows.append(("rollbacks", f"{p.rollbacks}, see {_shown(run.rollbacks)}"))
     rows += [
         ("generator", _shown(run.generator)),
-        ("samples", _shown(run.samples)),
-        ("FID curve", _shown(run.fid_plot)),
+        *(
+            (name, _shown(path))
+            for name, path in (("samples", run.samples), ("FID curve", run.fid_plot))
+            if path.exists()
+        ),
         ("TensorBoard", _shown(run.tensorboard)),
     ]
     for row in rows:
@@ -93,27 +111,6 @@ def print_summary(run: RunDirectory, p: Counters, total_kimg: float) -> None:
     else:
         following.insert(0, "the same command again   (resumes)")
     console.print("Next:\n  " + "\n  ".join(following), markup=False)
-
-
-def measure_trials(setup: Setup, num: int, seeds: range, batch: int) -> list[dict[str, float]]:
-    """Measure a model once per seed, with a progress bar on a terminal, and print a table with mean and deviation."""
-    trials = []
-    with Progress(disable=not sys.stdout.isatty(), transient=True) as bar:
-        task = bar.add_task("images", total=num * len(seeds))
-        for seed in seeds:
-            trials.append(measure(setup, num, seed, batch, lambda count: bar.advance(task, count)))
-    table = Table(title=f"{num} images per trial, features: {setup.features.name}")
-    for heading in ("seed", *trials[0]):
-        table.add_column(heading, no_wrap=True)
-    for seed, values in zip(seeds, trials, strict=True):
-        table.add_row(str(seed), *(f"{v:.4f}" for v in values.values()))
-    if len(trials) > 1:
-        columns = [[trial[name] for trial in trials] for name in trials[0]]
-        table.add_section()
-        table.add_row("mean", *(f"{statistics.fmean(column):.4f}" for column in columns))
-        table.add_row("±", *(f"{statistics.stdev(column):.4f}" for column in columns))
-    Console(highlight=False, soft_wrap=True).print(table)
-    return trials
 
 
 def _number(value: float | None) -> str:

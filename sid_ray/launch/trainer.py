@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -17,9 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sid_ray.config import Config, load_config
+from torch import nn
+
+from sid_ray.config import Config, load_config, override
 from sid_ray.errors import UserError
-from sid_ray.launch.console import Display
+from sid_ray.launch.console import Display, cautions
+from sid_ray.launch.ray_start import start_ray
+from sid_ray.teachers.modules import Handed
 from sid_ray.training.checkpoints import complete_checkpoints
 from sid_ray.training.guard import TrainingStopped
 from sid_ray.training.progress import Progress
@@ -47,20 +52,31 @@ class DistillResult:
 
 
 def distill(
-    preset_or_yaml: str | Config, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False
+    preset_or_yaml: str | Config,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    student: nn.Module | None = None,
+    quiet: bool = False,
 ) -> DistillResult:
     """Distil a teacher into a one-step generator; the same call again resumes.
 
-    `preset_or_yaml`: a preset's name, a YAML file, or a `Config`. `overrides`: dotted fields. UserError before
-    anything starts if the configuration cannot run; DistillationFailed if the workers fail; TrainingStopped if
-    the guard ends the run.
+    `preset_or_yaml`: a preset's name, a YAML file, or a `Config`. `overrides`: dotted fields. `teacher`: any module
+    with the attributes and the call of `sid_ray.Denoiser`, instead of the one that `teacher.path` names. `student`:
+    the network that generator and fake score start from, after a fit to the teacher (`init.fit_kimg`); required if
+    the teacher has no parameters of its own. Both are copied. UserError before anything starts if the configuration
+    cannot run; DistillationFailed if the workers fail; TrainingStopped if the guard ends the run.
     """
-    config = preset_or_yaml if isinstance(preset_or_yaml, Config) else load_config(preset_or_yaml, overrides)
-    config = absolute_paths(config)
-    run, changed = open_run(config)
+    handed = Handed.of(teacher, student)
+    named = {**(overrides or {}), **handed.fields()}
+    if isinstance(preset_or_yaml, Config):
+        config = absolute_paths(override(preset_or_yaml, named))
+    else:
+        config = absolute_paths(load_config(preset_or_yaml, named))
+    run, changed = open_run(config, handed)
     display = Display(config.run.total_kimg, quiet)
     try:
-        progress = finished_run(config, run) or _launch(config, run, changed, display)
+        progress = finished_run(config, run) or _launch(config, run, changed, display, handed)
     finally:
         display.close()
     return DistillResult(
@@ -79,8 +95,8 @@ def finished_run(config: Config, run: RunDirectory) -> Progress | None:
     return progress if progress.nimg >= config.total_nimg else None
 
 
-def _launch(config: Config, run: RunDirectory, changed: list[str], display: Display) -> Progress:
-    _describe_start(run, changed, display)
+def _launch(config: Config, run: RunDirectory, changed: list[str], display: Display, handed: Handed) -> Progress:
+    _describe_start(config, run, changed, display)
     ray = _start_ray(config)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -93,7 +109,13 @@ def _launch(config: Config, run: RunDirectory, changed: list[str], display: Disp
     bulletin = ray.remote(Bulletin).options(num_cpus=0).remote()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"config": config.model_dump(), "run": str(run.path), "bulletin": bulletin},
+        train_loop_config={
+            "config": config.model_dump(),
+            "run": str(run.path),
+            "bulletin": bulletin,
+            "import_path": [os.getcwd(), *sys.path],
+            "handed": ray.put(handed),
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=use_gpu, resources_per_worker=_resources(config, use_gpu)
@@ -118,7 +140,10 @@ def _worker(settings: dict[str, Any]) -> None:
     import ray
 
     try:
-        progress = run_worker(parse_config(settings["config"]), run, outside)
+        # The user's own code is found here as it was there; only then can its modules be read.
+        sys.path += [path for path in settings["import_path"] if path not in sys.path]
+        handed = ray.get(settings["handed"])
+        progress = run_worker(parse_config(settings["config"]), run, outside, handed)
     except TrainingStopped as stop:  # on every worker alike; raised further, Ray would start them again
         ray.get(outside.bulletin.fail.remote(type(stop).__name__, str(stop)))
         return
@@ -147,26 +172,14 @@ def _resources(config: Config, use_gpu: bool) -> dict[str, float]:
 def _start_ray(config: Config) -> Any:
     """Connect to the cluster this runs on, or start one on this machine."""
     for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # it also paces reports
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_DISABLE_IMPORT_WARNING": "1",
     }.items():
         os.environ.setdefault(name, value)
     import logging
 
-    import ray
-
-    if not ray.is_initialized():
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(**quiet)
-        else:
-            workers = config.cluster.workers if isinstance(config.cluster.workers, int) else 2
-            cpus = max(os.cpu_count() or 1, workers * config.cluster.cpus_per_worker)
-            # "local": a cluster of our own, even if another one runs on this machine.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    workers = config.cluster.workers if isinstance(config.cluster.workers, int) else 2
+    ray = start_ray(workers * config.cluster.cpus_per_worker)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     return ray
 
@@ -228,11 +241,13 @@ class _StopSignals:
         self.bulletin.stop.remote()
 
 
-def _describe_start(run: RunDirectory, changed: list[str], display: Display) -> None:
+def _describe_start(config: Config, run: RunDirectory, changed: list[str], display: Display) -> None:
     newest = next(iter(complete_checkpoints(run.checkpoints)), None)
     if newest is None:
         display.note(f"new run in {run.path}")
     else:
         display.note(f"resuming {run.path} from {newest.name}")
+    for text in cautions(config):
+        display.note(f"caution: {text}")
     for text in changed:
         display.note(f"changed since: {text}")

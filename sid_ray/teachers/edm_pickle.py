@@ -16,7 +16,6 @@ import struct
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,12 @@ import torch
 from torch import Tensor
 
 from sid_ray.errors import UserError
+from sid_ray.teachers.checkpoint import Checkpoint
 from sid_ray.teachers.pickle_scan import RefusedPickle, scan
+from sid_ray.teachers.public import EDM_LICENCE
 
+EDM_NAMES = ("edm-", "sid-", "sida-")
+"""How the names begin of EDM's checkpoints and of what SiD's authors made from them, all under EDM's licence."""
 LARGEST_FILE = 8 * 2**30
 """Bytes; the largest public checkpoint (ImageNet 64) has 1.2e9."""
 DEEPEST = 200
@@ -196,18 +199,9 @@ class _RestrictedUnpickler(pickle.Unpickler):
         raise RefusedPickle(f"it uses the pickle extension {code}")
 
 
-@dataclass
-class Checkpoint:
-    """A network taken from a checkpoint."""
-
-    network: dict[str, Any]
-    """Arguments of `EDMDenoiser`."""
-    state: dict[str, Tensor]
-    """Parameters and persistent buffers by EDM's names."""
-    class_name: str = ""
-    """What the file calls the network's class."""
-    sigma_data: float = 0.5
-    """Standard deviation of the training images."""
+def is_edm_pickle(path: Path) -> bool:
+    """Whether a file is named like a pickle."""
+    return path.suffix == ".pkl" and path.is_file()
 
 
 def read_edm_pickle(path: Path, field_name: str = "source") -> Checkpoint:
@@ -239,7 +233,8 @@ def read_edm_pickle(path: Path, field_name: str = "source") -> Checkpoint:
         raise UserError(
             f"{field_name}: {path} is not a readable checkpoint ({reason}). Nothing was executed"
         ) from error
-    return Checkpoint(network, state, record.class_name, sigma_data)
+    licence = EDM_LICENCE if path.name.startswith(EDM_NAMES) else None
+    return Checkpoint(network, state, sigma_data, licence)
 
 
 def _find_network(content: Any) -> Record:

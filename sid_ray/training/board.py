@@ -78,7 +78,8 @@ class Board:
         for name, _ in fields():
             if name.startswith(shown):
                 section, _, field = name.partition(".")
-                values[name] = tree[section][field] if tree[section][field] is not None else "default"
+                value = tree[section][field]
+                values[name] = "default" if value is None else str(value) if isinstance(value, list) else value
         for summary in hparams(values, results):
             self.writer._get_file_writer().add_summary(summary)
         self.writer.flush()

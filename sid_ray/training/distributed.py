@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sid_ray.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,25 @@ class World:
         """Wait for all workers."""
         self.sum(torch.zeros(1, device=self.device))
 
-    def once(self, action: Callable[[], object]) -> None:
-        """Do it on the first worker while the others wait; a UserError there is raised on every worker."""
-        message: list[str | None] = [None]
+    def once(self, action: Callable[[], T]) -> T:
+        """Do it on the first worker while the others wait; its result, or its UserError, is every worker's."""
+        outcome: list[Any] = [None, None]
         if self.is_first:
             try:
-                action()
+                outcome[0] = action()
             except UserError as error:
-                message = [str(error)]
-        dist.broadcast_object_list(message, device=self.device)
-        if message[0] is not None:
-            raise UserError(message[0])
+                outcome[1] = str(error)
+        dist.broadcast_object_list(outcome, device=self.device)
+        result, message = outcome
+        if message is not None:
+            raise UserError(message)
+        return result
+
+    def gather(self, value: T) -> list[T]:
+        """Every worker's value, in the order of ranks, on every worker."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
 
 def join_world() -> World:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.config import Config
-from sid_ray.diffusion.denoiser import EDMDenoiser
+from sid_ray.diffusion.denoiser import Denoiser
+from sid_ray.diffusion.generator import one_hot
 from sid_ray.training.distributed import World
 from sid_ray.training.optimizer import AdamWithEMA
 
@@ -74,11 +75,12 @@ class TrainedNetwork:
     """
 
     def __init__(
-        self, denoiser: EDMDenoiser, config: Config, world: World, slots_per_rank: int, *, beta1: float, ema: bool
+        self, denoiser: Denoiser, config: Config, world: World, slots_per_rank: int, *, beta1: float, ema: bool
     ):
         self.world, self.slots_per_rank = world, slots_per_rank
         self.stage, self.has_ema = config.engine.zero_stage, ema
         weights = {name: p.detach().float().cpu().clone() for name, p in denoiser.named_parameters()}
+        self.buffers = denoiser.state_dict().keys() - weights.keys()
         optimizer = AdamWithEMA(
             denoiser.parameters(),
             lr=0.0,
@@ -98,7 +100,7 @@ class TrainedNetwork:
         self._create_optimizer_state(weights)
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> Denoiser:
         """The network, to be called for every forward pass."""
         return self.engine.module
 
@@ -133,7 +135,7 @@ class TrainedNetwork:
             group["ema_beta"] = ema_beta if self.has_ema else None
 
     @contextmanager
-    def frozen(self) -> Iterator[nn.Module]:
+    def frozen(self) -> Iterator[Denoiser]:
         """The module in eval mode with parameters that take no gradient."""
         self.module.eval().requires_grad_(False)
         try:
@@ -158,7 +160,8 @@ class TrainedNetwork:
 
     def average(self) -> dict[str, Tensor]:
         """Full moving average on the CPU, with the buffers: a plain state dict. Collective."""
-        state = {name: b.detach().float().cpu() for name, b in self.module.named_buffers()}
+        buffers = self.module.named_buffers()
+        state = {name: b.detach().float().cpu() for name, b in buffers if name in self.buffers}
         return state | {name: tensors["ema"].cpu().clone() for name, tensors in self.gather()}
 
     def load(self, tensors: dict[str, dict[str, Tensor]], steps: int) -> None:
@@ -209,10 +212,10 @@ class TrainedNetwork:
         `weights`: the exact float32 ones; in bf16, DeepSpeed's masters start from rounded copies of them.
         """
         denoiser = self.module
-        shape = denoiser.image_shape
+        ones = torch.ones(1, *denoiser.image_shape, device=self.engine.device)
+        labels = one_hot(torch.zeros(1, dtype=torch.int64, device=ones.device), denoiser.label_dim)
         for _ in range(self.slots_per_rank):
-            ones = torch.ones(1, *shape, device=self.engine.device)  # type: ignore[misc]
-            self.backward(denoiser(ones, 1.0).mean())
+            self.backward(denoiser(ones, ones.new_ones(1), labels).mean())
             self.step()
         zeros = {name: torch.zeros_like(w) for name, w in weights.items()}
         self.load(
@@ -233,8 +236,8 @@ class Networks:
     """Frozen, in the run's precision."""
     generator: TrainedNetwork
     fake_score: TrainedNetwork
-    plain: EDMDenoiser
-    """An ordinary float32 network of the same architecture, for evaluating averages."""
+    plain: Denoiser
+    """An ordinary float32 network of the generator's architecture, for evaluating averages."""
     teacher_engine: Any = None
     """DeepSpeed's engine around the teacher at ZeRO-3."""
 
@@ -250,24 +253,25 @@ def build_networks(
     config: Config,
     world: World,
     slots_per_rank: int,
-    teacher: EDMDenoiser,
-    generator: EDMDenoiser,
-    fake_score: EDMDenoiser,
+    teacher: Denoiser,
+    generator: Denoiser,
+    fake_score: Denoiser,
 ) -> Networks:
     """Engines for generator and fake score, and the teacher beside them; all ranks together.
 
     The given modules are taken over. `generator` and `fake_score` hold their initial float32 weights.
     """
     dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
-    plain = copy.deepcopy(teacher).to(world.device).eval().requires_grad_(False)
+    plain = copy.deepcopy(generator).to(world.device).eval().requires_grad_(False)
     teacher = teacher.to(world.device, dtype).eval().requires_grad_(False)
     teacher_engine = None
-    if config.engine.zero_stage == 3:
+    if config.engine.zero_stage == 3 and any(True for _ in teacher.parameters()):
         engine_config = _engine_config(config, teacher, slots_per_rank, world.size)
         teacher_engine = _deepspeed().initialize(model=teacher, config=engine_config, dist_init_required=False)[0]
     for network in (generator, fake_score):
-        set_dropout(network, config.method.dropout)
-        network.to(world.device).train().requires_grad_(True)
+        if config.method.dropout is not None:
+            network.set_dropout(config.method.dropout)
+        network.to(world.device, torch.float32).train().requires_grad_(True)
     return Networks(
         teacher=teacher if teacher_engine is None else teacher_engine.module,
         generator=TrainedNetwork(
@@ -294,13 +298,3 @@ def _destroy(engine: Any) -> None:
         p.data = p.data.new_empty(0)
         if is_zero_param(p):
             p.ds_tensor.data = p.ds_tensor.data.new_empty(0)
-
-
-def set_dropout(denoiser: EDMDenoiser, dropout: float | None) -> None:
-    """Set the dropout of every block; None leaves it."""
-    from sid_ray.diffusion.networks.layers import UNetBlock
-
-    if dropout is not None:
-        for module in denoiser.modules():
-            if isinstance(module, UNetBlock):
-                module.dropout = dropout

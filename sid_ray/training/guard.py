@@ -4,8 +4,10 @@ Two rules, both blind to the unit of what they judge:
 
 - FID, the measure of progress: not finite, or above `guard.fid_factor` times the best so far in
   `guard.fid_patience` evaluations in a row. Fewer in a row are a spike, which is told and forgiven.
-- Magnitude of losses and gradient norms (SiD's losses change sign, and their values say nothing of progress):
-  above `guard.explosion_factor` times the median of recent ticks, in `guard.explosion_patience` ticks in a row.
+- Magnitude of the fake score's loss and of both gradient norms: one of them above `guard.explosion_factor` times its
+  median over recent ticks, in `guard.explosion_patience` ticks in a row. The generator's loss is not judged: its terms
+  cancel, so that it changes sign, and grows a hundredfold in runs whose FID falls. What blows it up blows up its
+  gradient.
 
 Pure functions over what has been observed, without torch or Ray. What a rule remembers is a small value that
 travels in the checkpoint, so a resumed run judges as the uninterrupted one would.
@@ -24,11 +26,11 @@ from pydantic import BaseModel, ConfigDict
 from sid_ray.config import Guard as Rules
 
 WINDOW = 20
-"""Ticks whose median is the level that losses and gradient norms are compared with."""
+"""Ticks whose median is the level that magnitudes are compared with."""
 WARM_UP = 10
 """Ticks before magnitudes are judged: they grow while the fake score leaves the teacher, where it starts."""
-MAGNITUDES = ("loss/", "gradient_norm/")
-"""Prefixes of the scalars that are judged by their magnitude."""
+MAGNITUDES = ("loss/fake_score", "gradient_norm/fake_score", "gradient_norm/generator")
+"""The scalars that are judged by their magnitude."""
 
 Event = Literal["spike", "divergence", "recovery"]
 """The first observation that is too high; one too many of them; the first normal one afterwards."""
@@ -100,7 +102,7 @@ class TickHistory(Remembered):
     """What the rule on magnitudes remembers."""
 
     recent: dict[str, tuple[float, ...]] = {}
-    """Magnitudes of each loss and gradient norm in the last normal ticks, oldest first."""
+    """Each magnitude in the last normal ticks, oldest first."""
     streak: Streak = Streak()
 
     def ratio(self, name: str, value: float) -> float | None:
@@ -172,7 +174,7 @@ class Watched(NamedTuple):
 
 
 def watch(state: GuardState, nimg: int, metrics: Mapping[str, float], fid: float | None, rules: Rules) -> Watched:
-    """Judge a tick's losses and gradient norms, and the FID if it has just been measured (else None)."""
+    """Judge a tick's magnitudes, and the FID if it has just been measured (else None)."""
     notices, scalars, fid_history = list[Notice](), dict[str, float](), state.fid
     if fid is not None:
         fid_history, event = judge_fid(state.fid, nimg, fid, rules)
@@ -180,7 +182,7 @@ def watch(state: GuardState, nimg: int, metrics: Mapping[str, float], fid: float
         figure = f"FID {fid:.4g}" + ("" if ratio is None else f", {ratio:.3g} times the best")
         notices += _notices(event, figure, state.fid.streak, nimg)
         scalars |= {} if ratio is None else {"guard/fid_ratio": ratio}
-    values = {name: value for name, value in metrics.items() if name.startswith(MAGNITUDES)}
+    values = {name: metrics[name] for name in MAGNITUDES if name in metrics}
     tick_history, event = judge_tick(state.ticks, nimg, values, rules)
     ratios = {name: ratio for name, value in values.items() if (ratio := state.ticks.ratio(name, value)) is not None}
     if ratios:

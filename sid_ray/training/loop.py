@@ -7,17 +7,20 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sid_ray.config import Config
-from sid_ray.evaluation.pictures import sample_grid, tile
+from sid_ray.diffusion.generator import OneStepGenerator
+from sid_ray.evaluation.pictures import plot_points, sample_grid, tile
 from sid_ray.teachers.model_directory import write_text
 from sid_ray.training.board import Board
 from sid_ray.training.checkpoints import save_checkpoint
 from sid_ray.training.distributed import World
 from sid_ray.training.engines import Networks
-from sid_ray.training.evaluator import Evaluator
+from sid_ray.training.evaluator import POINTS, Evaluator
 from sid_ray.training.guard import Diverged, Notice, watch, watch_skips
 from sid_ray.training.outside import Outside
 from sid_ray.training.progress import Progress
@@ -84,8 +87,8 @@ class Loop:
 
     def finish(self) -> None:
         """After the last image: measure the best generator again, with fresh latents."""
-        p = self.progress
-        if p.best_fid is not None and not p.confirmed_fids and self.config.evaluation.confirmations:
+        p, e = self.progress, self.config.evaluation
+        if e.num_images and e.confirmations and not p.confirmed_fids and p.best_fid is not None:
             p.confirmed_fids = self.evaluator.confirm_best(p)
         if self.board:
             results = {"result/best_fid": p.best_fid, "result/final_fid": p.fid, "result/teacher_fid": p.teacher_fid}
@@ -175,7 +178,7 @@ class Loop:
 
     def _measure_start(self) -> None:
         """FID of the teacher and of the untrained generator: what the run has to reach, and where it starts."""
-        if self.config.evaluation.teacher_steps:
+        if self.config.evaluation.num_images and self.config.evaluation.teacher_steps:
             self.progress.teacher_fid = self.evaluator.teacher_fid()
         average = self.networks.generator.average()
         self._evaluate(average)
@@ -184,21 +187,28 @@ class Loop:
         self._report({}, self.progress.fid)
 
     def _evaluate(self, average: dict[str, Tensor]) -> None:
+        """Measure the average and keep it if it is the best; without FID, keep the latest."""
         p = self.progress
-        p.fid = self.evaluator.generator_fid(average)
-        if math.isfinite(p.fid) and (p.best_fid is None or p.fid < p.best_fid):
+        p.fid = self.evaluator.generator_fid(average) if self.config.evaluation.num_images else None
+        if p.fid is None or (math.isfinite(p.fid) and (p.best_fid is None or p.fid < p.best_fid)):
             p.best_fid, p.best_nimg = p.fid, p.nimg
             if self.world.is_first:
                 self.evaluator.save_best(average, p)
-        if self.board:
+        if self.board and p.fid is not None:
             fids = {"fid/generator": p.fid, "fid/best": p.best_fid, "fid/teacher": p.teacher_fid}
             self.board.scalars(p.nimg, {name: fid for name, fid in fids.items() if fid is not None})
             self.board.fid_curve(p.teacher_fid)
 
     def _sample(self, average: dict[str, Tensor]) -> None:
-        if self.board:
-            images, columns = sample_grid(self.evaluator.generator(average), seed=self.config.run.seed)
-            self.board.picture(self.progress.nimg, tile(images, columns))
+        if self.board and self.config.run.sample_images:
+            self.board.picture(self.progress.nimg, self._picture(self.evaluator.generator(average)))
+
+    def _picture(self, generator: OneStepGenerator) -> NDArray[np.uint8]:
+        """A grid of images; points are drawn beside the teacher's."""
+        run = self.config.run
+        if generator.denoiser.image_shape[1:] == (1, 1):
+            return plot_points(generator.sample(POINTS, seed=run.seed), self.evaluator.teacher_points)
+        return tile(*sample_grid(generator, run.sample_images, run.seed))
 
     def _checkpoint(self) -> None:
         keep = self.config.run.keep_checkpoints

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import yaml
 
-from sid_ray.config import Config, differences, parse_config
+from sid_ray.config import TEACHER_REFERENCE, Config, differences, parse_config
 from sid_ray.diffusion.augment import LABELS
+from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.errors import UserError
-from sid_ray.evaluation.features import load_features
-from sid_ray.evaluation.statistics import load_reference
-from sid_ray.storage import digest
-from sid_ray.teachers.model_directory import read_model_config, write_text
-from sid_ray.teachers.sources import convert, is_model_directory, read_any_config
+from sid_ray.evaluation.features import absolute_features, load_features
+from sid_ray.evaluation.statistics import check_fits, load_reference
+from sid_ray.teachers.model_directory import absolute, read_model_config, write_text
+from sid_ray.teachers.modules import Handed
+from sid_ray.teachers.sources import convert, find_source, is_model_directory
+from sid_ray.teachers.start import Start
+from sid_ray.teachers.untrained import untrained_config, write_untrained
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,23 @@ class RunDirectory:
 
     @property
     def teacher(self) -> Path:
-        """Model directory of a teacher that came in another format."""
+        """Model directory of a teacher that came in another format, or of a random one."""
         return self.path / "teacher"
 
     @property
     def rollbacks(self) -> Path:
         """The rollbacks so far; see `training.rollback`."""
         return self.path / "rollbacks.json"
+
+    @property
+    def student(self) -> Path:
+        """Weights of a student of its own after its fit to the teacher (safetensors)."""
+        return self.path / "student.safetensors"
+
+    @property
+    def reference(self) -> Path:
+        """Reference statistics made from the teacher's samples."""
+        return self.path / "reference.npz"
 
     @property
     def samples(self) -> Path:
@@ -90,23 +103,35 @@ class RunDirectory:
         return self.path / "error.log"
 
 
-def check_inputs(config: Config) -> None:
-    """UserError unless teacher, warm starts, features and reference are there and fit together."""
-    teacher = read_any_config(teacher_directory(config, RunDirectory.of(config)), "teacher.path")
-    for field, path in (("init.generator", config.init.generator), ("init.fake_score", config.init.fake_score)):
-        if path is not None and read_any_config(path, field).network != teacher.network:
-            raise UserError(f"{field}: {path!r} is not of the teacher's architecture")
-    if config.method.augment > 0 and teacher.network.get("augment_dim", 0) != len(LABELS):
+def check_inputs(config: Config, handed: Handed = Handed()) -> None:
+    """UserError unless teacher, student, warm starts, features and reference are there and fit together."""
+    run = RunDirectory.of(config)
+    check_teacher_is_the_same(config, run)
+    student = start_of(config, run, handed).check()
+    check_method(config, student)
+    if config.evaluation.num_images:
+        check_measure(config, student.image_shape)
+
+
+def check_measure(config: Config, image_shape: tuple[int, int, int]) -> None:
+    """UserError unless feature network and reference are there and fit each other and the images (C, H, W)."""
+    e = config.evaluation
+    features = load_features(e.features, image_shape, e.detector)
+    if e.reference != TEACHER_REFERENCE:
+        check_fits(load_reference(e.reference), features, f"evaluation.reference: {e.reference}")
+
+
+def check_method(config: Config, network: Denoiser) -> None:
+    """UserError unless augmentation and class weights are possible with a network that takes what this one does."""
+    if config.method.augment > 0 and network.augment_dim != len(LABELS):
         raise UserError(
-            f"method.augment: {config.method.augment} needs a teacher with {len(LABELS)} augmentation labels; this "
-            f"one has {teacher.network.get('augment_dim', 0)}; allowed: 0"
+            f"method.augment: {config.method.augment} needs a network with {len(LABELS)} augmentation labels; this "
+            f"one has {network.augment_dim}; allowed: 0"
         )
-    features, reference = load_features(config.evaluation.features), load_reference(config.evaluation.reference)
-    if len(reference.mu) != features.num_features:
-        raise UserError(
-            f"evaluation.reference: {config.evaluation.reference!r} has {len(reference.mu)} features, "
-            f"evaluation.features {config.evaluation.features!r} has {features.num_features}"
-        )
+    weights, classes = config.method.class_weights, network.label_dim
+    if weights is not None and len(weights) != classes:
+        allowed = f"a list of {classes}" if classes else "none, for this teacher knows no classes"
+        raise UserError(f"method.class_weights: {len(weights)} numbers do not fit the teacher; allowed: {allowed}")
 
 
 def check_workers(config: Config, workers: int) -> None:
@@ -127,21 +152,18 @@ def read_config(run: RunDirectory) -> Config | None:
 
 def absolute_paths(config: Config) -> Config:
     """The configuration with paths that mean the same from any working directory."""
-
-    def absolute(path: str) -> str:
-        if path.startswith("builtin:") or "://" in path:
-            return path
-        return str(Path(path).expanduser().absolute())
-
     tree = config.model_dump()
     tree["teacher"]["path"] = absolute(config.teacher.path)
-    tree["evaluation"]["reference"] = absolute(config.evaluation.reference)
+    if config.evaluation.reference != TEACHER_REFERENCE:
+        tree["evaluation"]["reference"] = absolute(config.evaluation.reference)
+    tree["evaluation"]["detector"] = absolute(config.evaluation.detector)
+    tree["evaluation"]["features"] = absolute_features(config.evaluation.features)
     tree["run"]["storage"] = absolute(config.run.storage)
-    tree["init"] = {k: v if v is None else absolute(v) for k, v in tree["init"].items()}
+    tree["init"] |= {k: absolute(v) for k, v in tree["init"].items() if isinstance(v, str)}
     return parse_config(tree)
 
 
-def open_run(config: Config) -> tuple[RunDirectory, list[str]]:
+def open_run(config: Config, handed: Handed = Handed()) -> tuple[RunDirectory, list[str]]:
     """Create or reopen the run's directory; returns it and the fields in which a resumed run now differs.
 
     UserError, with nothing touched, if inputs are missing, the storage cannot be written, or the directory
@@ -149,7 +171,7 @@ def open_run(config: Config) -> tuple[RunDirectory, list[str]]:
     """
     if "://" in config.run.storage:
         raise UserError(f"run.storage: {config.run.storage!r} is not supported; allowed: a local or shared folder")
-    check_inputs(config)
+    check_inputs(config, handed)
     run = RunDirectory.of(config)
     old = read_config(run)
     changed: list[str] = []
@@ -170,20 +192,37 @@ def open_run(config: Config) -> tuple[RunDirectory, list[str]]:
     except OSError as error:
         raise UserError(f"run.storage: {config.run.storage!r} cannot be written: {error}") from error
     write_text(run.config_yaml, config.to_yaml())
-    if not is_model_directory(teacher_directory(config, run)):
+    if config.teacher.random and not run.teacher.is_dir():
+        write_untrained(run.teacher, config.teacher.path, config.run.seed)
+    elif not is_model_directory(teacher_directory(config, run), "teacher.path"):
         convert(config.teacher.path, run.teacher, config.teacher.licence, "teacher.path")
     return run, changed
 
 
-def teacher_directory(config: Config, run: RunDirectory) -> str:
-    """Where the run reads its teacher: its own converted copy if there is one, else `teacher.path`.
+def start_of(config: Config, run: RunDirectory, handed: Handed = Handed()) -> Start:
+    """The networks of a run, also before it has begun; `handed` are those that its program handed over."""
+    drawn = config.teacher.random and not run.teacher.is_dir()
+    untrained = untrained_config(config.teacher.path, config.run.seed) if drawn else None
+    return Start(config, teacher_directory(config, run), handed, untrained)
 
-    UserError if the file that was converted has changed since.
-    """
+
+def teacher_directory(config: Config, run: RunDirectory) -> str:
+    """Where every worker reads the teacher: the run's own copy, converted or random, if it has one; `teacher.path`."""
+    return str(run.teacher) if run.teacher.is_dir() else config.teacher.path
+
+
+def check_teacher_is_the_same(config: Config, run: RunDirectory) -> None:
+    """UserError if the source that the run converted has changed since; one that is gone is not needed any more."""
     if not run.teacher.is_dir():
-        return config.teacher.path
-    source = Path(config.teacher.path).expanduser()
+        return
     recorded = read_model_config(str(run.teacher), "teacher.path").provenance.get("source_sha256")
-    if source.is_file() and digest(source) != recorded:
-        raise UserError(f"teacher.path: {source} is not the file that this run began with; choose another --run.name")
-    return str(run.teacher)
+    if recorded is None:
+        return  # random weights: they come from no source
+    try:
+        source = find_source(config.teacher.path, "teacher.path")
+    except UserError:
+        return  # its address has nothing any more, or cannot be reached
+    if source.path.exists() and (source.format is None or source.format.digest(source.path) != recorded):
+        raise UserError(
+            f"teacher.path: {config.teacher.path} is not the file that this run began with; choose another --run.name"
+        )

@@ -8,6 +8,7 @@ rebuilt forward pass draws the same numbers again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -16,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sid_ray.diffusion.denoiser import EDMDenoiser
-from sid_ray.diffusion.generator import one_hot
+from sid_ray.diffusion.denoiser import Denoiser
+from sid_ray.diffusion.generator import draw_classes, one_hot
 from sid_ray.diffusion.noise import lognormal_sigma
 from sid_ray.methods.sid import generator_sigma
 
@@ -30,6 +31,7 @@ class Phase(IntEnum):
     GENERATOR_DRAWS = 3
     GENERATOR_DROPOUT = 4
     AUGMENTATION = 5
+    FIT = 6
 
 
 class Slot(NamedTuple):
@@ -77,11 +79,17 @@ class DrawSource(Protocol):
         ...
 
 
+def reseed(seed: int, rollbacks: int, nimg: int, phase: Phase, slot: int) -> None:
+    """Seed torch's global generators for one slot of one phase."""
+    entropy = (seed, rollbacks, nimg, int(phase), slot)
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+
+
 @dataclass(frozen=True)
 class SeededDraws:
     """Draws that are a pure function of (seed, rollbacks, nimg, phase, slot); see `DrawSource`."""
 
-    denoiser: EDMDenoiser
+    denoiser: Denoiser
     micro_batch: int
     seed: int
     rollbacks: int
@@ -89,6 +97,8 @@ class SeededDraws:
     p_std: float
     tmax: float
     device: torch.device
+    class_weights: Sequence[float] | None = None
+    """How often each class is drawn; None: all alike."""
 
     def fake_score(self, nimg: int, slot: int) -> Draws:
         """Noise levels are log-normal (EDM)."""
@@ -104,11 +114,11 @@ class SeededDraws:
 
     def reseed(self, nimg: int, phase: Phase, slot: int) -> None:
         """Seed torch's global generators, which dropout draws from."""
-        entropy = (self.seed, self.rollbacks, nimg, int(phase), slot)
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+        reseed(self.seed, self.rollbacks, nimg, phase, slot)
 
     def _seeded_latents(self, nimg: int, phase: Phase, slot: int) -> tuple[Tensor, Tensor | None]:
         self.reseed(nimg, phase, slot)
         z = torch.randn(self.micro_batch, *self.denoiser.image_shape, device=self.device)
-        classes = torch.randint(max(self.denoiser.label_dim, 1), (self.micro_batch,), device=self.device)
-        return z, one_hot(classes, self.denoiser.label_dim)
+        label_dim = self.denoiser.label_dim
+        classes = draw_classes((self.micro_batch,), label_dim, self.class_weights, device=self.device)
+        return z, one_hot(classes, label_dim)

@@ -5,39 +5,43 @@ Needs no Ray: `python -m sid_ray.training.worker CONFIG.yaml` runs it in a plain
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import torch
 
 from sid_ray.config import Config, load_config
-from sid_ray.teachers.sources import load_denoiser
+from sid_ray.teachers.modules import Handed
+from sid_ray.teachers.start import Start
 from sid_ray.training.board import Board
 from sid_ray.training.checkpoints import NamedState, check_names, complete_checkpoints, read_network, read_progress
 from sid_ray.training.distributed import World, join_world
 from sid_ray.training.engines import Networks, build_networks
 from sid_ray.training.evaluator import Evaluator
+from sid_ray.training.fit import fitted_student
 from sid_ray.training.guard import Diverged
 from sid_ray.training.loop import Loop
 from sid_ray.training.outside import Outside, PlainOutside
 from sid_ray.training.progress import Progress
 from sid_ray.training.rollback import discard_abandoned, read_rollbacks, refuse_to_go_on, roll_back, slowed
-from sid_ray.training.run_directory import RunDirectory, check_workers, open_run, teacher_directory
+from sid_ray.training.run_directory import RunDirectory, check_workers, open_run, start_of
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
 
 
-def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
+def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Handed = Handed()) -> Progress:
     """Train on this rank, from the newest complete checkpoint if there is one; returns the final counters.
 
-    `config` and the run's directory have been checked (`open_run`). Every rank of the job calls this. A run that
-    diverges and may roll back leaves and resumes here, as another process would. TrainingStopped if it may not.
+    `config` and the run's directory have been checked (`open_run`). `handed`: networks that a Python program handed
+    over. Every rank of the job calls this. A run that diverges and may roll back leaves and resumes here, as another
+    process would; TrainingStopped if it may not.
     """
     torch.set_num_threads(config.cluster.cpus_per_worker)
     world = join_world()
     check_workers(config, world.size)
     while True:
         try:
-            return _resume(config, run, outside, world)
+            return _resume(config, run, outside, world, handed)
         except Diverged as trouble:
             refuse_to_go_on(config, run, trouble)
             if world.is_first:
@@ -46,14 +50,18 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
         world.barrier()
 
 
-def _resume(config: Config, run: RunDirectory, outside: Outside, world: World) -> Progress:
+def _resume(config: Config, run: RunDirectory, outside: Outside, world: World, handed: Handed) -> Progress:
     """Train from where the run stands to its end, or to a stop, or until it diverges (Diverged)."""
     if world.is_first:
         discard_abandoned(run)
     world.barrier()
     rollbacks = read_rollbacks(run)
     slots = slots_of_rank(config.num_slots, world.rank, world.size)
-    networks, progress = restore_or_start(config, run, world, len(slots))
+    start = start_of(config, run, handed)
+    restored = restore_or_start(config, run, start, world, len(slots), outside)
+    if restored is None:
+        return Progress()
+    networks, progress = restored
     progress.rollbacks = len(rollbacks)
     draws = SeededDraws(
         denoiser=networks.plain,
@@ -64,6 +72,7 @@ def _resume(config: Config, run: RunDirectory, outside: Outside, world: World) -
         p_std=config.method.p_std,
         tmax=config.method.tmax,
         device=world.device,
+        class_weights=config.method.class_weights,
     )
     board = Board(run, config, progress.nimg, rollbacks) if world.is_first else None
     slower = slowed(config, progress.rollbacks)
@@ -73,7 +82,7 @@ def _resume(config: Config, run: RunDirectory, outside: Outside, world: World) -
         world=world,
         networks=networks,
         iteration=Iteration(slower, networks, draws, slots),
-        evaluator=Evaluator(config, run, world, networks.plain),
+        evaluator=Evaluator(config, run, start, world, networks.plain),
         progress=progress,
         outside=outside,
         board=board,
@@ -88,12 +97,17 @@ def _resume(config: Config, run: RunDirectory, outside: Outside, world: World) -
     return progress
 
 
-def restore_or_start(config: Config, run: RunDirectory, world: World, slots_per_rank: int) -> tuple[Networks, Progress]:
-    """The networks as the newest complete checkpoint left them, or as they are before training. Collective."""
-    path = teacher_directory(config, run)
-    teacher, _ = load_denoiser(path, "teacher.path")
-    generator, _ = load_denoiser(config.init.generator or path, "init.generator")
-    fake_score, _ = load_denoiser(config.init.fake_score or path, "init.fake_score")
+def restore_or_start(
+    config: Config, run: RunDirectory, start: Start, world: World, slots_per_rank: int, outside: Outside
+) -> tuple[Networks, Progress] | None:
+    """The networks as the newest complete checkpoint left them, or as they are before training. Collective.
+
+    None if somebody asked to stop before they were ready.
+    """
+    (teacher, _), (student, _) = start.teacher(), start.student()
+    if start.needs_fit and not fitted_student(config, run, teacher, student, world, outside):
+        return None
+    generator, fake_score = start.role("generator", copy.deepcopy(student)), start.role("fake_score", student)
     checkpoint = next(iter(complete_checkpoints(run.checkpoints)), None)
     progress, states = Progress(), dict[str, NamedState]()
     if checkpoint is not None:

@@ -89,7 +89,7 @@ def test_judging_goes_on_from_a_checkpoint(values, data):
             states[1] = GuardState.model_validate_json(states[1].model_dump_json())
         outcomes = []
         for j, v in enumerate((value, value, -4 * value)):
-            watched = watch(states[j], i, {"loss/generator": v, "speed/images_per_second": 1.0}, abs(v), RULES)
+            watched = watch(states[j], i, {"loss/fake_score": v, "loss/generator": 1.0}, abs(v), RULES)
             states[j] = watched.state
             outcomes.append([(n.event, n.since) for n in watched.notices])
         assert outcomes[0] == outcomes[1] == outcomes[2]
@@ -99,7 +99,7 @@ def test_judging_goes_on_from_a_checkpoint(values, data):
 def tick_events(values, rules=RULES):
     history, events = TickHistory(), []
     for i, value in enumerate(values):
-        history, event = judge_tick(history, i, {"gradient_norm/generator": value, "loss/generator": 1.0}, rules)
+        history, event = judge_tick(history, i, {"gradient_norm/generator": value, "loss/fake_score": 1.0}, rules)
         events += [(i, event)] if event else []
     return events
 

@@ -211,13 +211,14 @@ class UNetBlock(nn.Module):
     ):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.heads, self.dropout, self.skip_scale, self.adaptive_scale = heads, dropout, skip_scale, adaptive_scale
+        self.heads, self.skip_scale, self.adaptive_scale = heads, skip_scale, adaptive_scale
         resampling = {"up": up, "down": down, "resample_filter": resample_filter}
 
         self.norm0 = group_norm(in_channels, eps)
         self.conv0 = Conv2d(in_channels, out_channels, 3, init, **resampling)  # type: ignore[arg-type]
         self.affine = linear(emb_channels, out_channels * (2 if adaptive_scale else 1), init)
         self.norm1 = group_norm(out_channels, eps)
+        self.dropout = nn.Dropout(dropout)
         self.conv1 = Conv2d(out_channels, out_channels, 3, init_last)
         self.skip: Conv2d | None = None
         if in_channels != out_channels or up or down:
@@ -246,7 +247,7 @@ class UNetBlock(nn.Module):
             x = F.silu(torch.addcmul(shift, self.norm1(x), scale + 1))
         else:
             x = F.silu(self.norm1(x + modulation))
-        x = self.conv1(F.dropout(x, self.dropout, training=self.training))
+        x = self.conv1(self.dropout(x))
         x = (x + residual) * self.skip_scale
         if self.heads:
             x = (self._attention(x) + x) * self.skip_scale

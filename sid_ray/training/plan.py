@@ -1,0 +1,130 @@
+"""What a run would be, found out without starting it: where its inputs come from, what it costs, what it needs."""
+
+from __future__ import annotations
+
+import torch
+
+from sid_ray.config import Config
+from sid_ray.diffusion.flops import network_cost
+from sid_ray.evaluation.statistics import load_reference
+from sid_ray.storage import cached, is_remote
+from sid_ray.teachers.model_directory import ModelConfig
+from sid_ray.teachers.public import public_teacher
+from sid_ray.teachers.sources import read_any_config
+from sid_ray.teachers.start import check_warm_start
+from sid_ray.teachers.untrained import WARNING
+from sid_ray.training.run_directory import (
+    RunDirectory,
+    check_measure,
+    check_method,
+    start_of,
+)
+
+GIGA = 1e9
+
+
+def describe_run(config: Config) -> list[tuple[str, str]]:
+    """(what, text) lines about a run. Works without network: what would be fetched is said to be, and not checked.
+
+    UserError, as at the start of the run, for what can be known to be wrong.
+    """
+    teacher, lines = _teacher(config)
+    lines += _measure(config, teacher)
+    if teacher is not None:
+        check_method(config, teacher.skeleton())
+        lines += _warm_starts(config, teacher) + _cost(config, teacher)
+    slots = f"{config.num_slots} micro-batches of {config.engine.micro_batch}"
+    lines += [
+        ("run directory", str(RunDirectory.of(config).path)),
+        ("iterations", f"{-(-config.total_nimg // config.batch.size):,} of {config.batch.size} images, {slots}"),
+        ("workers", f"{config.cluster.workers} ({config.cluster.cpus_per_worker} CPU each)"),
+    ]
+    return lines
+
+
+def memory_per_worker(config: Config, parameters: int, workers: int) -> dict[str, float]:
+    """Bytes that one worker keeps for networks of so many parameters, by purpose; activations are not included.
+
+    Three networks (teacher, generator, fake score), 2 or 4 bytes a parameter; the gradients of two, in float32 and in
+    bf16 in that precision too; for these two Adam's moments (8 bytes) and, from stage 1 on, DeepSpeed's float32 masters
+    (4); the generator's average (4); a float32 network to evaluate it with (4). Optimizer and average are divided by
+    the workers from stage 1 on, gradients from stage 2 on, weights at stage 3.
+    """
+    bf16, stage = config.engine.precision == "bf16", config.engine.zero_stage
+    per_parameter = {
+        "weights": (3 * (2 if bf16 else 4), 3),
+        "gradients": (2 * (6 if bf16 else 4), 2),
+        "optimizer": (2 * (12 if stage else 8), 1),
+        "average": (4, 1),
+        "evaluation": (4, 4),
+    }
+    return {k: size * parameters / (workers if stage >= first else 1) for k, (size, first) in per_parameter.items()}
+
+
+def _teacher(config: Config) -> tuple[ModelConfig | None, list[tuple[str, str]]]:
+    """Configuration of the teacher, None if it cannot be known before the file is fetched, and what to say of it."""
+    path, run = config.teacher.path, RunDirectory.of(config)
+    if config.teacher.random:
+        return start_of(config, run).models()[0], [("caution", WARNING), ("architecture", f"that of {path}")]
+    if not is_remote(path) or run.teacher.is_dir():
+        return start_of(config, run).models()[0], [("teacher", path)]
+    if (copy := cached(path)) is not None:
+        return read_any_config(str(copy), "teacher.path"), [("teacher", _where(path))]
+    if (public := public_teacher(path)) is None:
+        return None, [("teacher", f"{_where(path)}; its architecture is not known before")]
+    known = ModelConfig(kind="teacher", network=public.network, licence=public.licence)
+    return known, [("teacher", f"{_where(path)} (licence: {public.licence})")]
+
+
+def _warm_starts(config: Config, teacher: ModelConfig) -> list[tuple[str, str]]:
+    lines = []
+    for role, path in (("generator", config.init.generator), ("fake_score", config.init.fake_score)):
+        if path is None:
+            continue
+        here = cached(path) if is_remote(path) else path
+        if here is not None and config.init.student is None:
+            check_warm_start(role, str(here), teacher)
+        lines.append((f"init.{role}", path if here is not None else f"{path}, fetched at the start"))
+    return lines
+
+
+def _measure(config: Config, teacher: ModelConfig | None) -> list[tuple[str, str]]:
+    """Where feature network and reference come from; checked together as far as they are here."""
+    e = config.evaluation
+    if not e.num_images:
+        return [("FID", "not measured (evaluation.num_images 0)")]
+    needed = [e.detector, e.reference] if e.features == "inception" else [e.reference]
+    if teacher is not None and not any(is_remote(path) for path in needed):
+        check_measure(config, teacher.image_shape("teacher.path"))
+    elif not is_remote(e.reference):
+        load_reference(e.reference)
+    features = f"{e.features}: {_where(e.detector)}" if e.features == "inception" else e.features
+    return [("features", features), ("reference", _where(e.reference))]
+
+
+def _where(path: str) -> str:
+    """A path, and whether it must be fetched."""
+    here = cached(path) if is_remote(path) else None
+    return f"{path}, fetched before to {here}" if here else f"{path}, fetched at the start" if is_remote(path) else path
+
+
+def _cost(config: Config, teacher: ModelConfig) -> list[tuple[str, str]]:
+    with torch.device("meta"):
+        parameters, flops = network_cost(teacher.build().eval())
+    per_image = config.method.forwards * flops
+    workers = [config.cluster.workers] if isinstance(config.cluster.workers, int) else [1, 8]
+    return [
+        ("network", f"{parameters:,} parameters, {flops / GIGA:.4g} GFLOP per forward pass of an image"),
+        (
+            "cost",
+            f"{config.method.forwards} forward passes for each image, {per_image / GIGA:,.4g} GFLOP; "
+            f"{per_image * config.total_nimg / 1e15:,.0f} PFLOP in all",
+        ),
+        *(("memory", f"{n} worker(s): {_memory(config, parameters, n)}") for n in workers),
+    ]
+
+
+def _memory(config: Config, parameters: int, workers: int) -> str:
+    parts = memory_per_worker(config, parameters, workers)
+    shown = ", ".join(f"{name} {size / GIGA:.3g}" for name, size in parts.items())
+    return f"{sum(parts.values()) / GIGA:.3g} GB each and activations ({shown})"
