@@ -91,7 +91,7 @@ def distill(
         _print_plan(config)
         return
     from sid_ray.launch.console import print_summary
-    from sid_ray.launch.trainer import DistillationFailed
+    from sid_ray.launch.following import DistillationFailed
     from sid_ray.launch.trainer import distill as run_distillation
     from sid_ray.training.guard import TrainingStopped
     from sid_ray.training.progress import Progress
@@ -105,7 +105,7 @@ def distill(
     except KeyboardInterrupt:
         print("sid-ray: aborted; the same command resumes from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
-    print_summary(RunDirectory(Path(result.path)), Progress.model_validate(result.metrics), config)
+    print_summary(RunDirectory.of(config), Progress.model_validate(result.metrics), config)
 
 
 def _print_plan(config: Config) -> None:

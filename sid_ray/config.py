@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -226,13 +227,13 @@ class Run(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run's directory; the same name in the same storage resumes."""
     storage: str = "runs"
-    """Folder of runs."""
+    """Folder of runs (shared by all nodes, if there are several), or s3://bucket/prefix."""
     total_kimg: float = Field(500_000, gt=0)
     """Length of the run in thousands of images."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random."""
     report_every_kimg: float = Field(50, gt=0)
-    """Interval of progress lines and scalars; a stop request is noticed here."""
+    """Interval of progress lines and scalars."""
     sample_every_kimg: float = Field(500, gt=0)
     """Interval of sample grids (each also comes with an evaluation)."""
     sample_images: int = Field(100, ge=0)
@@ -240,27 +241,64 @@ class Run(Section):
     checkpoint_every_kimg: float = Field(500, gt=0)
     """Interval of checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Checkpoints kept."""
+    """Newest checkpoints kept."""
+    keep_best: bool = True
+    """Write a checkpoint also where the FID is the best so far, and keep it."""
+    max_checkpoint_failures: int = Field(3, ge=1)
+    """Stop when so many checkpoints in a row could not be written; before, training goes on with a warning."""
+
+    @field_validator("storage")
+    @classmethod
+    def _a_folder_or_s3(cls, storage: str) -> str:
+        scheme, separator, rest = storage.partition("://")
+        if not storage or (separator and (scheme != "s3" or not rest.strip("/"))):
+            raise ValueError("allowed: a folder, or s3://bucket/prefix")
+        return storage
 
 
 class Cluster(Section):
     """What Ray gives the run."""
 
-    workers: int | Literal["auto"] = "auto"
-    """Number of workers; auto: one per GPU present, or two on a machine without."""
+    workers: int | str = "auto"
+    """Number of workers; a range such as "2-8": as many as there is room for; auto: one per GPU present, or two on
+    a machine without."""
     use_gpu: bool | Literal["auto"] = "auto"
     """Whether a worker gets a GPU; auto: if there are any."""
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs (and threads) of a worker."""
-    max_failures: int = Field(0, ge=0)
-    """How often lost workers are restarted from the last checkpoint."""
+    max_failures: int = Field(3, ge=0)
+    """How often lost workers are restarted from the last checkpoint before the command gives up. Machines that are
+    taken away with notice, and resizes, do not count."""
+    hang_timeout_seconds: float | None = Field(1800, gt=0)
+    """A worker that makes no progress in training for so long is ended, and counts as lost; unset: never. It must be
+    longer than the slowest iteration, the first one included; evaluations and checkpoints may take longer."""
+    resize_seconds: float = Field(600, ge=1)
+    """With a range of workers: room for more must have been there for so long before the run grows into it (which
+    costs a checkpoint and a restart)."""
 
-    @field_validator("workers")
+    @field_validator("workers", mode="before")
     @classmethod
-    def _at_least_one(cls, workers: int | str) -> int | str:
-        if isinstance(workers, int) and workers < 1:
-            raise ValueError("allowed: 'auto' or a number of at least 1")
+    def _number_range_or_auto(cls, workers: object) -> object:
+        if isinstance(workers, str) and re.fullmatch(r"[0-9]+", workers):
+            workers = int(workers)
+        low, high = 0, 0
+        if isinstance(workers, int) and not isinstance(workers, bool):
+            low = high = workers
+        elif isinstance(workers, str) and (bounds := re.fullmatch(r"([0-9]+)-([0-9]+)", workers)):
+            low, high = int(bounds[1]), int(bounds[2])
+        if workers != "auto" and not 1 <= low <= high:
+            raise ValueError("allowed: 'auto', a number of at least 1, or a range such as '2-8'")
         return workers
+
+    @property
+    def worker_range(self) -> tuple[int, int] | None:
+        """(fewest, most) workers; None if it is for the cluster to say."""
+        if isinstance(self.workers, int):
+            return self.workers, self.workers
+        if self.workers == "auto":
+            return None
+        low, high = self.workers.split("-")
+        return int(low), int(high)
 
 
 class Config(Section):
@@ -313,7 +351,7 @@ class Config(Section):
 MAY_CHANGE_ON_RESUME = (
     "description", "teacher.licence", "cluster", "guard", "engine.zero_stage", "engine.precision", "method.memory",
     "run.total_kimg", "run.report_every_kimg", "run.sample_every_kimg", "run.sample_images",
-    "run.checkpoint_every_kimg", "run.keep_checkpoints", "run.storage",
+    "run.checkpoint_every_kimg", "run.keep_checkpoints", "run.keep_best", "run.max_checkpoint_failures", "run.storage",
     "evaluation.every_kimg", "evaluation.batch", "evaluation.confirmations",
     "evaluation.detector",
 )  # fmt: skip

@@ -32,9 +32,9 @@ class PoisonedDraws(SeededDraws):
         return draws
 
 
-def die_after_rollback(run, trouble):
+def die_after_rollback(*arguments):
     """As a worker that is lost right after the rollback was noted down."""
-    roll_back(run, trouble)
+    roll_back(*arguments)
     os._exit(1)
 
 

@@ -37,15 +37,16 @@ Event = Literal["spike", "divergence", "recovery"]
 
 
 class TrainingStopped(Exception):
-    """The guard ended the run; the message says why and what to try."""
+    """Training ended early, and starting it again would not help; the message says why and what to try."""
 
 
 class Diverged(Exception):
     """Leave: the run has diverged, and the policy is not to go on. The same on every worker."""
 
-    def __init__(self, notice: Notice, nimg: int, rollbacks: int):
+    def __init__(self, notice: Notice, nimg: int, rollbacks: int, best_nimg: int | None):
+        """`nimg`: images so far; `rollbacks`: how many before; `best_nimg`: where the best FID is; None without FID."""
         super().__init__(notice.text)
-        self.notice, self.nimg, self.rollbacks = notice, nimg, rollbacks
+        self.notice, self.nimg, self.rollbacks, self.best_nimg = notice, nimg, rollbacks, best_nimg
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,17 @@ of every seed and lowers the learning rates. So a worker that dies in between lo
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pydantic import BaseModel, ConfigDict
 
 from sid_ray.config import Config
+from sid_ray.errors import UserError
+from sid_ray.storage.mirror import Mirror
 from sid_ray.teachers.model_directory import write_text
-from sid_ray.training.checkpoints import MARKER, complete_checkpoints, read_progress
+from sid_ray.training.checkpoints import best_name, complete_names, nimg_of
 from sid_ray.training.guard import Diverged, TrainingStopped
-from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory
 
 ADVICE = (
@@ -54,40 +56,48 @@ def read_rollbacks(run: RunDirectory) -> list[Rollback]:
     return [Rollback.model_validate(entry) for entry in json.loads(run.rollbacks.read_text(encoding="utf-8"))]
 
 
-def discard_abandoned(run: RunDirectory) -> None:
-    """Delete the checkpoints of stretches that rollbacks have abandoned; by one worker."""
-    rollbacks = read_rollbacks(run)
-    for checkpoint in complete_checkpoints(run.checkpoints) if rollbacks else []:
-        progress = read_progress(checkpoint)
-        if any(progress.nimg > later.to_nimg for later in rollbacks[progress.rollbacks :]):
-            (checkpoint / MARKER).unlink()  # first, so that one half deleted is not complete
-            shutil.rmtree(checkpoint)
+def discard_abandoned(run: RunDirectory) -> list[Rollback]:
+    """Remove the checkpoints of stretches that rollbacks have abandoned; returns the rollbacks. By one worker.
+
+    UserError if the storage fails.
+    """
+    with _storage_errors(run):
+        rollbacks, depot = read_rollbacks(run), run.depot
+        for name in depot.names() if rollbacks else []:
+            marker = depot.marker(name)
+            later = rollbacks[marker.get("rollbacks", 0) :] if marker else []
+            if any(nimg_of(name) > rollback.to_nimg for rollback in later):
+                depot.remove(name)
+    return rollbacks
 
 
-def roll_back(run: RunDirectory, trouble: Diverged) -> Rollback:
-    """Note a rollback down; by one worker. Resuming then does the rest."""
-    rollbacks = read_rollbacks(run)
-    earlier = [read_progress(path) for path in complete_checkpoints(run.checkpoints)]
-    rollback = Rollback(
-        number=len(rollbacks) + 1,
-        from_nimg=trouble.nimg,
-        to_nimg=best_before(earlier, trouble.notice.since),
-        reason=trouble.notice.text,
-    )
-    entries = [entry.model_dump() for entry in (*rollbacks, rollback)]
-    write_text(run.rollbacks, json.dumps(entries, indent=2) + "\n")
+def roll_back(run: RunDirectory, mirror: Mirror | None, trouble: Diverged) -> Rollback:
+    """Note a rollback down; by one worker. Resuming then does the rest. UserError if the storage fails."""
+    with _storage_errors(run):
+        run.check_owner()
+        rollbacks = read_rollbacks(run)
+        rollback = Rollback(
+            number=len(rollbacks) + 1,
+            from_nimg=trouble.nimg,
+            to_nimg=best_before(complete_names(run.depot), trouble.notice.since, trouble.best_nimg),
+            reason=trouble.notice.text,
+        )
+        entries = [entry.model_dump() for entry in (*rollbacks, rollback)]
+        write_text(run.rollbacks, json.dumps(entries, indent=2) + "\n")
+        if mirror:
+            mirror.push()
     return rollback
 
 
-def best_before(checkpoints: list[Progress], since: int) -> int:
-    """Images of the checkpoint to go back to, among those from before the trouble began; 0 if there is none.
+def best_before(names: list[str], since: int, best_nimg: int | None) -> int:
+    """Images of the checkpoint to go back to: of those from before the trouble began that of the best FID.
 
-    The one of the lowest FID, and of several with the same measurement the nearest to it, the oldest. Without
-    any FID the newest.
+    `names`: complete checkpoints, newest first. If none is at the best FID, the nearest before it; without FID the
+    newest; 0, the beginning, if there is none.
     """
-    before = [p for p in checkpoints if p.nimg < since]
-    measured = [(p.fid, p.nimg) for p in before if p.fid is not None]
-    return min(measured)[1] if measured else max((p.nimg for p in before), default=0)
+    before = [name for name in names if nimg_of(name) < since]
+    chosen = best_name(before, since if best_nimg is None else best_nimg)
+    return 0 if chosen is None else nimg_of(chosen)
 
 
 def refuse_to_go_on(config: Config, run: RunDirectory, trouble: Diverged) -> None:
@@ -101,7 +111,7 @@ def refuse_to_go_on(config: Config, run: RunDirectory, trouble: Diverged) -> Non
         why = "guard.policy is stop; --guard.policy rollback with the same command goes back to the best checkpoint"
     raise TrainingStopped(
         f"{trouble.notice.text}. Stopped at {trouble.nimg / 1000:g} kimg ({why}). The diverged weights were not saved; "
-        f"earlier checkpoints and the best generator are in {run.path}. {ADVICE}"
+        f"earlier checkpoints and the best generator are in {run.address(run.path)}. {ADVICE}"
     )
 
 
@@ -110,3 +120,11 @@ def slowed(config: Config, rollbacks: int) -> Config:
     o, factor = config.optimizer, config.guard.rollback_lr_factor**rollbacks
     rates = {"generator_lr": o.generator_lr * factor, "fake_score_lr": o.fake_score_lr * factor}
     return config.model_copy(update={"optimizer": o.model_copy(update=rates)})
+
+
+@contextmanager
+def _storage_errors(run: RunDirectory) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"run.storage: a rollback failed in {run.address(run.path)}: {error}") from error

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import copy
 import sys
+from contextlib import ExitStack, nullcontext
+from functools import partial
 
 import torch
 
 from sid_ray.config import Config, load_config
+from sid_ray.storage.mirror import Mirror
 from sid_ray.teachers.modules import Handed
 from sid_ray.teachers.start import Start
+from sid_ray.training.best_effort import BestEffort
 from sid_ray.training.board import Board
-from sid_ray.training.checkpoints import NamedState, check_names, complete_checkpoints, read_network, read_progress
+from sid_ray.training.checkpoints import NamedState, check_names, read_network, read_progress, restore
 from sid_ray.training.distributed import World, join_world
 from sid_ray.training.engines import Networks, build_networks
 from sid_ray.training.evaluator import Evaluator
@@ -23,10 +27,11 @@ from sid_ray.training.guard import Diverged
 from sid_ray.training.loop import Loop
 from sid_ray.training.outside import Outside, PlainOutside
 from sid_ray.training.progress import Progress
-from sid_ray.training.rollback import discard_abandoned, read_rollbacks, refuse_to_go_on, roll_back, slowed
-from sid_ray.training.run_directory import RunDirectory, check_workers, open_run, start_of
+from sid_ray.training.rollback import discard_abandoned, refuse_to_go_on, roll_back, slowed
+from sid_ray.training.run_directory import RunDirectory, check_workers, claim, open_run, start_of
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
+from sid_ray.training.watchdog import Watchdog
 
 
 def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Handed = Handed()) -> Progress:
@@ -39,23 +44,26 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Hand
     torch.set_num_threads(config.cluster.cpus_per_worker)
     world = join_world()
     check_workers(config, world.size)
-    while True:
-        try:
-            return _resume(config, run, outside, world, handed)
-        except Diverged as trouble:
-            refuse_to_go_on(config, run, trouble)
-            if world.is_first:
-                rollback = roll_back(run, trouble)
-                outside.note(f"{rollback}; learning rates x {config.guard.rollback_lr_factor**rollback.number:g}")
-        world.barrier()
-
-
-def _resume(config: Config, run: RunDirectory, outside: Outside, world: World, handed: Handed) -> Progress:
-    """Train from where the run stands to its end, or to a stop, or until it diverges (Diverged)."""
-    if world.is_first:
-        discard_abandoned(run)
+    run.pull()
     world.barrier()
-    rollbacks = read_rollbacks(run)
+    mirror = run.mirror(outside.note) if world.is_first else None
+    with mirror or nullcontext():
+        while True:
+            try:
+                return _resume(config, run, outside, handed, world, mirror)
+            except Diverged as trouble:
+                refuse_to_go_on(config, run, trouble)
+                rollback = world.once(partial(roll_back, run, mirror, trouble))
+            if world.is_first:
+                factor = config.guard.rollback_lr_factor**rollback.number
+                outside.note(f"{rollback}; learning rates x {factor:g}")
+
+
+def _resume(
+    config: Config, run: RunDirectory, outside: Outside, handed: Handed, world: World, mirror: Mirror | None
+) -> Progress:
+    """Train from where the run stands to its end, or to a stop, or until it diverges (Diverged)."""
+    rollbacks = world.once(lambda: discard_abandoned(run))
     slots = slots_of_rank(config.num_slots, world.rank, world.size)
     start = start_of(config, run, handed)
     restored = restore_or_start(config, run, start, world, len(slots), outside)
@@ -74,7 +82,9 @@ def _resume(config: Config, run: RunDirectory, outside: Outside, world: World, h
         device=world.device,
         class_weights=config.method.class_weights,
     )
-    board = Board(run, config, progress.nimg, rollbacks) if world.is_first else None
+    attempt = BestEffort(outside.note)
+    board = Board(run, config, progress.nimg, attempt, rollbacks) if world.is_first else None
+    watchdog = Watchdog(config.cluster.hang_timeout_seconds, run.error_log, f"worker {world.rank} of {world.size}")
     slower = slowed(config, progress.rollbacks)
     loop = Loop(
         config=slower,
@@ -85,12 +95,16 @@ def _resume(config: Config, run: RunDirectory, outside: Outside, world: World, h
         evaluator=Evaluator(config, run, start, world, networks.plain),
         progress=progress,
         outside=outside,
+        attempt=attempt,
         board=board,
+        mirror=mirror,
+        watchdog=watchdog,
     )
     try:
         if loop.train():
             loop.finish()
     finally:
+        watchdog.close()
         if board:
             board.close()
         networks.destroy()
@@ -108,7 +122,7 @@ def restore_or_start(
     if start.needs_fit and not fitted_student(config, run, teacher, student, world, outside):
         return None
     generator, fake_score = start.role("generator", copy.deepcopy(student)), start.role("fake_score", student)
-    checkpoint = next(iter(complete_checkpoints(run.checkpoints)), None)
+    checkpoint = restore(run.depot, world, outside.note)
     progress, states = Progress(), dict[str, NamedState]()
     if checkpoint is not None:
         progress = read_progress(checkpoint)
@@ -127,10 +141,19 @@ def restore_or_start(
 
 def main(config_path: str) -> None:
     """Run a configuration without Ray."""
-    config = load_config(config_path)
+    config, outside = load_config(config_path), PlainOutside()
     world = join_world()
-    world.once(lambda: open_run(config))
-    progress = run_worker(config, RunDirectory.of(config), PlainOutside())
+    with ExitStack() as stack:
+
+        def begin() -> str:
+            lease = stack.enter_context(claim(config, outside.note, lambda reason: outside.stop.set()))
+            _, changed = open_run(config, lease.owner)
+            for text in changed:
+                outside.note(f"changed since: {text}")
+            return lease.owner
+
+        owner = world.once(begin)
+        progress = run_worker(config, RunDirectory.of(config, owner), outside)
     if world.is_first:
         print(f"at {progress.nimg / 1000:g} kimg: FID {progress.fid}, best {progress.best_fid}")
 

@@ -7,7 +7,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sid_ray.training.board import read_metrics, split_at_rollbacks
 from sid_ray.training.checkpoints import complete_checkpoints, read_progress
-from sid_ray.training.progress import Progress
 from sid_ray.training.rollback import best_before, read_rollbacks, slowed
 from sid_ray.training.run_directory import RunDirectory
 from tests.launching import torchrun
@@ -84,10 +83,10 @@ def told(run):
 def check_rolled_back(run):
     (rollback,) = read_rollbacks(run)
     assert (rollback.number, rollback.from_nimg) == (1, 96) and "not finite in 2 iterations" in rollback.reason
-    # Back to the lowest FID among the checkpoints from before the trouble, at 16, 32 or 48 images.
+    # Back to the best FID so far, or the nearest checkpoint before it and before the trouble.
     line, abandoned = split_at_rollbacks(read_metrics(run.metrics))
-    fids = {row["nimg"]: row["fid/generator"] for row in line if row.get("fid/generator") is not None}
-    assert rollback.to_nimg == min((n for n in (16, 32)), key=lambda n: fids[n])
+    fids = {r["nimg"]: r["fid/generator"] for r in line + abandoned if "fid/generator" in r and r["nimg"] <= 64}
+    assert rollback.to_nimg == min(min(fids, key=lambda n: fids[n]), 48)
     lives = {read_progress(c).nimg: read_progress(c).rollbacks for c in complete_checkpoints(run.checkpoints)}
     assert lives == {n: int(n > rollback.to_nimg) for n in range(16, 97, 16)}
     # The abandoned stretch is still told, the other one once, with half the learning rate.
@@ -133,7 +132,7 @@ def test_policies_on_a_learning_rate_far_too_high(job, tmp_path):
     assert complete_checkpoints(stop.checkpoints)[0].name == "nimg-000000000128"  # from before it was certain
     assert not stop.summary.exists() and (stop.generator / "config.json").is_file()
     assert "guard.max_rollbacks 2 are used up" in gave_up
-    assert [(r.number, r.from_nimg, r.to_nimg) for r in read_rollbacks(rollback)] == [(1, 160, 32), (2, 160, 32)]
+    assert [(r.number, r.from_nimg, r.to_nimg) for r in read_rollbacks(rollback)] == [(1, 160, 0), (2, 160, 0)]
     rates = {
         row["learning_rate/generator"] for row in read_metrics(rollback.metrics) if "learning_rate/generator" in row
     }
@@ -141,19 +140,20 @@ def test_policies_on_a_learning_rate_far_too_high(job, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("checkpoints", "since", "expected"),
+    ("checkpoints", "since", "best", "expected"),
     [
-        ([(10, 5.0), (20, 3.0), (30, 4.0), (40, 90.0)], 40, 20),
-        ([(10, 5.0), (20, 3.0), (30, 3.0)], 40, 20),
-        ([(10, None), (20, None), (30, None)], 30, 20),
-        ([(10, None), (20, 8.0), (30, 1.0)], 30, 20),
-        ([(30, 80.0)], 30, 0),
-        ([], 30, 0),
+        ([40, 30, 20, 10], 40, 20, 20),
+        ([40, 30, 10], 40, 20, 10),
+        ([40, 30, 20, 10], 30, 35, 20),
+        ([40, 30, 20, 10], 30, None, 20),
+        ([40, 30], 30, 20, 0),
+        ([40, 30], 50, 0, 0),
+        ([], 30, None, 0),
     ],
-    ids=["lowest FID", "nearest its measurement", "newest without FID", "before the trouble", "all in trouble", "none"],
+    ids=["best FID", "before the best", "before the trouble", "without FID", "all in trouble", "never better", "none"],
 )
-def test_the_checkpoint_to_go_back_to(checkpoints, since, expected):
-    assert best_before([Progress(nimg=nimg, fid=fid) for nimg, fid in checkpoints], since) == expected
+def test_the_checkpoint_to_go_back_to(checkpoints, since, best, expected):
+    assert best_before([f"nimg-{n:012d}" for n in checkpoints], since, best) == expected
 
 
 def test_learning_rates_fall_with_each_rollback():
