@@ -106,7 +106,7 @@ def distill(
     except KeyboardInterrupt:
         print("sid-ray: aborted; the same command resumes from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
-    print_summary(RunDirectory(Path(result.path)), Progress.model_validate(result.metrics), config)
+    print_summary(RunDirectory.of(config), Progress.model_validate(result.metrics), config)
 
 
 def _print_plan(config: Config) -> None:

@@ -211,7 +211,7 @@ class Run(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run's directory; the same name in the same storage resumes."""
     storage: str = "runs"
-    """Folder of runs."""
+    """Folder of runs (shared by all nodes, if there are several), or s3://bucket/prefix."""
     total_kimg: float = Field(500_000, gt=0)
     """Length of the run in thousands of images."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -225,7 +225,19 @@ class Run(Section):
     checkpoint_every_kimg: float = Field(500, gt=0)
     """Interval of checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Checkpoints kept."""
+    """Newest checkpoints kept."""
+    keep_best: bool = True
+    """Write a checkpoint also where the FID is the best so far, and keep it."""
+    max_checkpoint_failures: int = Field(3, ge=1)
+    """Stop when so many checkpoints in a row could not be written; before, training goes on with a warning."""
+
+    @field_validator("storage")
+    @classmethod
+    def _a_folder_or_s3(cls, storage: str) -> str:
+        scheme, separator, rest = storage.partition("://")
+        if not storage or (separator and (scheme != "s3" or not rest.strip("/"))):
+            raise ValueError("allowed: a folder, or s3://bucket/prefix")
+        return storage
 
 
 class Cluster(Section):
@@ -323,7 +335,7 @@ class Config(Section):
 MAY_CHANGE_ON_RESUME = (
     "description", "teacher.licence", "cluster", "guard", "engine.zero_stage", "engine.precision", "method.memory",
     "run.total_kimg", "run.report_every_kimg", "run.sample_every_kimg", "run.sample_images",
-    "run.checkpoint_every_kimg", "run.keep_checkpoints", "run.storage",
+    "run.checkpoint_every_kimg", "run.keep_checkpoints", "run.keep_best", "run.max_checkpoint_failures", "run.storage",
     "evaluation.every_kimg", "evaluation.batch", "evaluation.confirmations",
     "evaluation.detector",
 )  # fmt: skip

@@ -28,11 +28,16 @@ def tiny_teacher(tmp_path_factory):
 @pytest.fixture
 def job(tmp_path, tiny_teacher):
     """Function that writes a YAML configuration of a few iterations and returns its path."""
+    return job_writer(tmp_path, tiny_teacher)
+
+
+def job_writer(tmp_path, teacher):
+    """What `job` is, for a folder and a teacher."""
     from sid_ray.config import load_config
 
     def write(name, **overrides):
         base = {
-            "teacher.path": str(tiny_teacher),
+            "teacher.path": str(teacher),
             "optimizer.generator_lr": 1e-4,
             "optimizer.fake_score_lr": 1e-4,
             "engine.micro_batch": 4,

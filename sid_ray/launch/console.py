@@ -84,23 +84,23 @@ def print_summary(run: RunDirectory, p: Counters, config: Config) -> None:
     skipped = p.generator_skipped + p.fake_score_skipped
     rows += [("time in training steps", duration(p.seconds)), ("skipped steps", str(skipped))]
     rows += [
-        ("generator", _shown(run.generator)),
+        ("generator", _shown(run, run.generator)),
         *(
-            (name, _shown(path))
+            (name, _shown(run, path))
             for name, path in (("samples", run.samples), ("FID curve", run.fid_plot))
-            if path.exists()
+            if run.remote is not None or path.exists()
         ),
-        ("TensorBoard", _shown(run.tensorboard)),
+        ("TensorBoard", _shown(run, run.tensorboard)),
     ]
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    generator = _shown(run.generator)
+    generator = _shown(run, run.generator)
     following = [
         f"sid-ray generate {generator} --num 100 --out grid.png",
         f"sid-ray evaluate {generator} --num 10000",
-        f"tensorboard --logdir {_shown(run.tensorboard)}",
+        f"tensorboard --logdir {_shown(run, run.tensorboard)}",
     ]
     if finished:
         following.append(
@@ -115,9 +115,8 @@ def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3f}"
 
 
-def _shown(path: Path) -> str:
+def _shown(run: RunDirectory, path: Path) -> str:
     """The path as the user would type it."""
-    try:
+    if run.remote is None and path.is_relative_to(Path.cwd()):
         return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    return run.address(path)

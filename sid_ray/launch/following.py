@@ -13,7 +13,7 @@ from typing import Any
 from sid_ray.errors import UserError
 from sid_ray.launch.bulletin import News
 from sid_ray.launch.console import Display
-from sid_ray.training.checkpoints import complete_checkpoints, read_progress
+from sid_ray.training.checkpoints import complete_names
 from sid_ray.training.loop import TrainingStopped
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory
@@ -88,6 +88,8 @@ class Launch:
     display: Display
     stop: StopSignals
     growth: Growth
+    lost: list[str]
+    """Gets a text when another process has taken over the run."""
     max_failures: int
     failures_before: int = 0
     """Failures of earlier launches by the same command."""
@@ -115,12 +117,16 @@ class Launch:
         grows, last_loss, self.waiting_since = False, "", time.monotonic()
         while thread.is_alive():
             thread.join(POLL_SECONDS)
-            news = ray.get(bulletin.exchange.remote(self.stop.asked or grows))
+            news = ray.get(bulletin.exchange.remote(self.stop.asked or grows or bool(self.lost)))
             last_loss = news.losses[-1] if news.losses else last_loss
             self._tell(news)
             grows = grows or self.growth.due(news.at_work, ray.available_resources, time.monotonic())
             if self.stop.asked and not news.at_work:  # nobody has anything to save; who starts now leaves at once
                 return self._saved(), "asked to"
+        if self.lost:  # the workers have noticed it themselves
+            raise DistillationFailed(
+                f"{self.run.address(self.run.path)}: {self.lost[0]}; this process has stopped and written nothing more"
+            )
         given_up, outcome, leaving = ray.get(bulletin.result.remote())
         if outcome is not None:
             return Progress.model_validate(outcome), leaving or ("there is room for more workers" if grows else "")
@@ -135,8 +141,8 @@ class Launch:
             self.failures += 1
             count = self.failures_before + self.failures
             if count <= self.max_failures:
-                newest = next(iter(complete_checkpoints(self.run.checkpoints)), None)
-                start = f"from {newest.name}" if newest else "from the beginning"
+                newest = next(iter(complete_names(self.run.depot)), None)
+                start = f"from {newest}" if newest else "from the beginning"
                 self.display.note(f"{who}; restarting {start}, failure {count} of {self.max_failures}")
         now = time.monotonic()
         if news.joined:
@@ -151,20 +157,25 @@ class Launch:
             self.display.note("still waiting for workers: is there room for them in the cluster? (Ctrl-C leaves)")
 
     def _saved(self) -> Progress:
-        newest = next(iter(complete_checkpoints(self.run.checkpoints)), None)
-        return Progress() if newest is None else read_progress(newest)
+        depot = self.run.depot
+        newest = next(iter(complete_names(depot)), None)
+        return Progress() if newest is None else Progress.model_validate_json(depot.text(newest, "progress.json"))
 
     def _failure(self, given_up: tuple[str, str] | None, errors: list[BaseException], last_loss: str) -> Exception:
         if given_up is not None:
             kind, message = given_up
-            return UserError(message) if kind == "UserError" else TrainingStopped(message)
+            match kind:
+                case "UserError":
+                    return UserError(message)
+                case "TrainingStopped":
+                    return TrainingStopped(message)
+            return DistillationFailed(message)
         message = last_loss or (str(errors[0]) if errors else "they ended without a result")
         if errors and not last_loss:
-            with self.run.error_log.open("a", encoding="utf-8") as log:
-                log.write("".join(traceback.format_exception(errors[0])))
+            self.run.record_failure("the driver", "".join(traceback.format_exception(errors[0])))
         count = self.failures_before + self.failures
         counted = f" (failure {count}, cluster.max_failures is {self.max_failures})" if count else ""
-        details = f"The same command resumes. Details: {self.run.error_log}"
+        details = f"The same command resumes. Details: {self.run.address(self.run.error_log)}"
         return DistillationFailed(f"the workers failed: {_headline(message)}{counted}\n{details}")
 
 

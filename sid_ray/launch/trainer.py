@@ -12,7 +12,6 @@ import traceback
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -22,11 +21,12 @@ from sid_ray.errors import UserError
 from sid_ray.launch.console import Display, cautions
 from sid_ray.launch.following import Growth, Launch, StopSignals
 from sid_ray.launch.ray_start import extend_import_path, import_path, start_ray
+from sid_ray.storage.lease import Taken
 from sid_ray.teachers.modules import Handed
-from sid_ray.training.checkpoints import complete_checkpoints
+from sid_ray.training.checkpoints import complete_names
 from sid_ray.training.loop import TrainingStopped
 from sid_ray.training.progress import Progress
-from sid_ray.training.run_directory import RunDirectory, absolute_paths, check_workers, open_run
+from sid_ray.training.run_directory import RunDirectory, absolute_paths, check_workers, claim, open_run
 
 START_SECONDS = 30
 """How long Ray waits for a worker group's place before it looks at the cluster again."""
@@ -39,7 +39,7 @@ class DistillResult:
     """How a run ended."""
 
     path: str
-    """The run directory."""
+    """The run directory, local or on S3."""
     metrics: dict[str, Any]
     """The final counters (`training.progress.Progress`): nimg, fid, best_fid, teacher_fid, ..."""
     generator: str
@@ -70,16 +70,18 @@ def distill(
         config = absolute_paths(override(preset_or_yaml, named))
     else:
         config = absolute_paths(load_config(preset_or_yaml, named))
-    run, changed = open_run(config, handed)
-    display = Display(config.run.total_kimg, quiet)
-    try:
-        progress = finished_run(config, run) or _launch(config, run, changed, display, handed)
-    finally:
-        display.close()
+    lost: list[str] = []
+    with claim(config, lambda text: None if quiet else print(text, flush=True), lost.append, handed) as lease:
+        run, changed = open_run(config, lease.owner, handed)
+        display = Display(config.run.total_kimg, quiet)
+        try:
+            progress = finished_run(config, run) or _launch(config, run, changed, display, handed, lost)
+        finally:
+            display.close()
     return DistillResult(
-        path=str(run.path),
+        path=run.address(run.path),
         metrics=progress.model_dump(),
-        generator=str(run.generator),
+        generator=run.address(run.generator),
         finished=progress.nimg >= config.total_nimg,
     )
 
@@ -92,11 +94,14 @@ def finished_run(config: Config, run: RunDirectory) -> Progress | None:
     return progress if progress.nimg >= config.total_nimg else None
 
 
-def _launch(config: Config, run: RunDirectory, changed: list[str], display: Display, handed: Handed) -> Progress:
+def _launch(
+    config: Config, run: RunDirectory, changed: list[str], display: Display, handed: Handed, lost: list[str]
+) -> Progress:
     """Launch worker groups until the run is finished or somebody asked for a stop.
 
     Workers that leave for another reason (a machine is taken away, there is room for more) have written a
-    checkpoint; the next launch goes on from it, on the machines that are there then.
+    checkpoint; the next launch goes on from it, on the machines that are there then. `lost` gets a text
+    when another process has taken over the run.
     """
     _describe_start(config, run, changed, display)
     ray = _start_ray(config)
@@ -106,12 +111,12 @@ def _launch(config: Config, run: RunDirectory, changed: list[str], display: Disp
     count = f"{most}" if workers[0] == most else f"{workers[0]} to {most}"
     display.note(f"{count} worker(s) on {'GPU' if use_gpu else 'CPU'}; Ctrl-C stops with a checkpoint")
     growth = Growth(most, resources, config.cluster.resize_seconds)
-    job = {"config": config.model_dump(), "run": str(run.path), "import_path": import_path()}
+    job = {"config": config.model_dump(), "owner": run.owner, "import_path": import_path()}
     job["handed"] = ray.put(handed)
     failures = 0
     with StopSignals(display) as stop:
         while True:
-            launch = Launch(run, display, stop, growth, config.cluster.max_failures, failures)
+            launch = Launch(run, display, stop, growth, lost, config.cluster.max_failures, failures)
             bulletin = _beside_the_driver()
             left = max(0, config.cluster.max_failures - failures)
             trainer = _trainer(config, run, job | {"bulletin": bulletin}, workers, use_gpu, left)
@@ -176,23 +181,22 @@ def _worker(settings: dict[str, Any]) -> None:
     from sid_ray.launch.group import RayOutside
     from sid_ray.training.worker import run_worker
 
-    outside, run = RayOutside(settings["bulletin"]), RunDirectory(Path(settings["run"]))
+    config, outside = parse_config(settings["config"]), RayOutside(settings["bulletin"])
+    run = RunDirectory.of(config, settings["owner"])
     if not outside.join():
         return
     try:
         # The user's own code is found here as it was there; only then can its modules be read.
         extend_import_path(settings["import_path"])
         handed = ray.get(settings["handed"])
-        outside.end(run_worker(parse_config(settings["config"]), run, outside, handed).model_dump())
-    except (UserError, TrainingStopped) as error:
+        outside.end(run_worker(config, run, outside, handed).model_dump())
+    except (UserError, TrainingStopped, Taken) as error:
         # All return: the run ends here. One alone: the others wait for it in a collective, and Ray must end them;
         # the group that it starts then is sent home by `join`.
         if not outside.all_give_up(error):
             raise
     except Exception:
-        with run.error_log.open("a", encoding="utf-8") as log:
-            now = time.strftime("%Y-%m-%d %H:%M:%S")
-            log.write(f"{now} worker {outside.rank} of {outside.size}:\n{traceback.format_exc()}\n")
+        run.record_failure(f"worker {outside.rank} of {outside.size}", traceback.format_exc())
         raise
 
 
@@ -234,11 +238,11 @@ def _start_ray(config: Config) -> Any:
 
 
 def _describe_start(config: Config, run: RunDirectory, changed: list[str], display: Display) -> None:
-    newest = next(iter(complete_checkpoints(run.checkpoints)), None)
+    newest, address = next(iter(complete_names(run.depot)), None), run.address(run.path)
     if newest is None:
-        display.note(f"new run in {run.path}")
+        display.note(f"new run in {address}")
     else:
-        display.note(f"resuming {run.path} from {newest.name}")
+        display.note(f"resuming {address} from {newest}")
     for text in cautions(config):
         display.note(f"caution: {text}")
     for text in changed:

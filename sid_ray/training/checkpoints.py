@@ -4,77 +4,133 @@
         generator-00000-of-00002.safetensors    NAME/weight, NAME/exp_avg, NAME/exp_avg_sq, NAME/ema
         fake_score-00000-of-00002.safetensors   the same without ema
         progress.json                           the counters
-        complete.json                           names and sizes of all files; written last
+        complete.json                           size and sha256 of all files; written last
 
-Each rank writes its share of the parameters into a folder aside; when all have, rank 0 writes the marker and
-renames the folder. Any number of workers and any ZeRO stage reads it.
+Each rank writes its share of the parameters; when all have, rank 0 writes the marker (`storage.depot`). Any number
+of workers and any ZeRO stage reads it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sid_ray.errors import UserError
+from sid_ray.storage.depot import Damaged, Depot, Written
 from sid_ray.training.distributed import World
 from sid_ray.training.engines import Networks, TrainedNetwork
 from sid_ray.training.progress import Progress
 
-FORMAT = 1
-MARKER = "complete.json"
+FORMAT = 2
 ROLES = ("generator", "fake_score")
+PAUSES = (1.0, 4.0)
+"""Seconds before a failed checkpoint is written again."""
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 NamedState = dict[str, dict[str, Tensor]]
 """Parameter name -> key (`weight`, `exp_avg`, `exp_avg_sq`, `ema`) -> full float32 tensor."""
 
 
-def save_checkpoint(folder: Path, networks: Networks, progress: Progress, world: World, keep: int) -> Path:
-    """Write a checkpoint of all ranks together and return its path; afterwards keep the newest `keep`.
+def save_checkpoint(
+    depot: Depot, networks: Networks, progress: Progress, world: World, before_marker: Callable[[], None] = lambda: None
+) -> str | None:
+    """Write a checkpoint of all ranks together; returns why that failed, after retries, or None. Collective.
 
-    Collective. A complete checkpoint of the same image count is left as it is.
+    A usable checkpoint of the same image count is left as it is; a failure leaves all others as they are.
+    `before_marker` is called on the first worker when all files are there; an OSError from it is a failure too.
     """
-    final = folder / f"nimg-{progress.nimg:012d}"
-    aside = folder / f".{final.name}.partial"
-    if _problem(final) is None:
-        return final
-    if world.is_first:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(final, ignore_errors=True)
-        aside.mkdir(parents=True)
-    world.barrier()
-    for role in ROLES:
-        share = _own_share(getattr(networks, role), world)
-        save_file(share, aside / f"{role}-{world.rank:05d}-of-{world.size:05d}.safetensors")
-    if world.is_first:
-        (aside / "progress.json").write_text(progress.model_dump_json(indent=2))
-    world.barrier()
-    if world.is_first:
-        sizes = {p.name: p.stat().st_size for p in sorted(aside.iterdir())}
-        (aside / MARKER).write_text(json.dumps({"format": FORMAT, "nimg": progress.nimg, "files": sizes}, indent=2))
-        aside.rename(final)
-        for old in complete_checkpoints(folder)[keep:]:
-            shutil.rmtree(old)
-    world.barrier()
-    return final
+    name = f"nimg-{progress.nimg:012d}"
+    for pause in (*PAUSES, None):
+        problem = _write(depot, name, networks, progress, world, before_marker)
+        if problem is None or pause is None:
+            return problem
+        time.sleep(pause)
+    return problem
+
+
+def clean_up(depot: Depot, keep: int, best_nimg: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and, if `best_nimg` is given, that at or before it.
+
+    Called by the first worker after a checkpoint was written; also removes damaged ones.
+    """
+    names = complete_names(depot)
+    kept = {*names[:keep], best_name(names, best_nimg)}
+    for name in depot.names():
+        if name not in kept:
+            depot.remove(name)
+
+
+def complete_names(depot: Depot) -> list[str]:
+    """Names of the complete checkpoints, newest first; damaged ones are left out with a warning.
+
+    Files are checked by size only; `restore` checks their content. UserError if another version wrote one.
+    """
+    complete = []
+    for name in reversed([n for n in depot.names() if n.startswith("nimg-")]):
+        marker = depot.marker(name)
+        if marker is not None and marker.get("format") != FORMAT:
+            raise UserError(
+                f"{depot.where(name)} has format {marker.get('format')}; this version reads format {FORMAT}"
+            )
+        problem = depot.problem(name)
+        if problem is None:
+            complete.append(name)
+        else:
+            log.warning("checkpoint %s is skipped: %s", depot.where(name), problem)
+    return complete
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, newest first; damaged ones are left out with a warning."""
-    complete = []
-    for path in sorted(folder.glob("nimg-*"), reverse=True):
-        problem = _problem(path)
-        if problem is None:
-            complete.append(path)
-        else:
-            log.warning("checkpoint %s is skipped: %s", path, problem)
-    return complete
+    """Complete checkpoints in a local folder, newest first; see `complete_names`."""
+    return [folder / name for name in complete_names(Depot(folder))]
+
+
+def best_name(names: list[str], best_nimg: int | None) -> str | None:
+    """Of complete checkpoints, newest first, that at the best FID's image count or the nearest before it."""
+    if best_nimg is None:
+        return None
+    return next((name for name in names if nimg_of(name) <= best_nimg), None)
+
+
+def nimg_of(name: str) -> int:
+    """The image count in a checkpoint's name."""
+    return int(name.removeprefix("nimg-"))
+
+
+def restore(depot: Depot, world: World, note: Callable[[str], None]) -> Path | None:
+    """Folder of the newest checkpoint that is intact on every worker, its files verified; None if there is none.
+
+    Damaged ones are passed over, saying so, and lose their marker, so that they are written again when training
+    comes by. UserError if the storage cannot be read. Collective.
+    """
+    for name in world.once(lambda: complete_names(depot)):
+        path, damage, failure = None, None, None
+        try:
+            path = depot.fetch(name)
+        except Damaged as error:
+            damage = str(error)
+        except OSError as error:
+            failure = f"run.storage: {depot.where(name)} cannot be read: {error}"
+        outcomes = world.gather((damage, failure))
+        if failures := [f for _, f in outcomes if f is not None]:
+            raise UserError(failures[0])
+        damages = [d for d, _ in outcomes if d is not None]
+        if not damages:
+            return path
+        if world.is_first:
+            note(f"warning: checkpoint {name} is damaged and passed over: {damages[0]}")
+            depot.disown(name)
+    return None
 
 
 def read_progress(checkpoint: Path) -> Progress:
@@ -104,24 +160,66 @@ def check_names(state: NamedState, network: torch.nn.Module, checkpoint: Path) -
         )
 
 
+def _write(
+    depot: Depot, name: str, networks: Networks, progress: Progress, world: World, before_marker: Callable[[], None]
+) -> str | None:
+    """One attempt at `save_checkpoint`."""
+    suffix = f"{world.rank:05d}-of-{world.size:05d}.safetensors"
+
+    def begin() -> bool:
+        if world.is_first and depot.problem(name) is None:
+            return False
+        if world.is_first:
+            depot.begin(name)
+        return True
+
+    def put(file: str, write: Callable[[Path], object]) -> Written:
+        write(depot.aside(name) / file)
+        return depot.put(name, file)
+
+    def commit() -> None:
+        if world.is_first:
+            counters = progress.model_dump_json(indent=2)
+            files = [*written, put("progress.json", lambda path: path.write_text(counters))]
+            before_marker()
+            depot.commit(name, files, format=FORMAT, nimg=progress.nimg)
+
+    written: list[Written] = []
+    try:
+        if not all(_together(world, begin)):
+            return None
+        for role, network in (("generator", networks.generator), ("fake_score", networks.fake_score)):
+            share = _own_share(network, world)
+            written += _together(world, partial(put, f"{role}-{suffix}", partial(save_file, share)))
+        _together(world, commit)
+    except _Failed as failure:
+        return str(failure)
+    finally:
+        depot.abandon(name)
+    return None
+
+
+class _Failed(Exception):
+    """Some worker could not write; raised on all."""
+
+
+def _together(world: World, action: Callable[[], T]) -> list[T]:
+    """Do it on every worker; what came out of it, in the order of ranks. _Failed on all if it failed on any."""
+    result: T | None = None
+    problem = None
+    try:
+        result = action()
+    except (OSError, SafetensorError) as error:
+        problem = str(error)
+    outcomes = world.gather((result, problem))
+    if problems := [p for _, p in outcomes if p is not None]:
+        raise _Failed(problems[0])
+    return [cast(T, r) for r, _ in outcomes]
+
+
 def _own_share(network: TrainedNetwork, world: World) -> dict[str, Tensor]:
     share: dict[str, Tensor] = {}
     for index, (name, tensors) in enumerate(network.gather()):
         if index % world.size == world.rank:
             share |= {f"{name}/{key}": t.float().cpu().clone() for key, t in tensors.items()}
     return share
-
-
-def _problem(path: Path) -> str | None:
-    """Why a checkpoint cannot be used; None if it can. UserError if a newer version wrote it."""
-    try:
-        marker = json.loads((path / MARKER).read_text())
-    except (OSError, json.JSONDecodeError):
-        return f"it has no readable {MARKER}"
-    if marker.get("format") != FORMAT:
-        raise UserError(f"{path} has format {marker.get('format')}; this version reads format {FORMAT}")
-    for name, size in marker["files"].items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != size:
-            return f"{name} is missing or has not the size it was written with"
-    return None

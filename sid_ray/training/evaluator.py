@@ -79,15 +79,15 @@ class Evaluator:
 
         Having been chosen for its FID, the best one's FID is flattered; fresh latents are honest.
         """
-        self.world.barrier()
-        best = copy.deepcopy(self.plain).cpu()
-        load_model(str(self.run.generator), network=best)
+        # The first worker wrote it, and perhaps only its machine has it.
+        network = copy.deepcopy(self.plain).cpu()
+        best = self.world.once(lambda: load_model(str(self.run.generator), network=network)[0].state_dict())
         repeats = self.config.evaluation.confirmations
         fresh = range(self.config.evaluation.seed + 1, self.config.evaluation.seed + 1 + repeats)
-        fids = [self.generator_fid(best.state_dict(), seed) for seed in fresh]
+        fids = [self.generator_fid(best, seed) for seed in fresh]
         if self.world.is_first:
             progress = progress.model_copy(update={"confirmed_fids": fids})
-            self.save_best(best.state_dict(), progress)
+            self.save_best(best, progress)
         return fids
 
     def _fid(self, sample: Sampler) -> float:
@@ -107,7 +107,7 @@ class Evaluator:
     def _teacher_reference(self) -> ReferenceStatistics:
         """The run's own reference; made once, with latents that no evaluation uses."""
         path = self.run.reference
-        if not self.world.any(path.is_file()):
+        if not self.world.once(path.is_file):
             s = self._statistics(self._teacher_sampler(self.config.evaluation.seed + REFERENCE_SEEDS))
             if self.world.is_first:
                 made = ReferenceStatistics(s.mean.numpy(), s.covariance.numpy(), s.num, self.features.name)

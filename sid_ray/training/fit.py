@@ -40,7 +40,7 @@ def fitted_student(
 
     Returns whether that is done; False if somebody asked to stop before. The networks are left on the CPU.
     """
-    if not world.any(run.student.is_file()):
+    if not world.once(run.student.is_file):
         if not _fit(config, teacher.to(world.device), student.to(world.device), world, outside):
             return False
         teacher.cpu()

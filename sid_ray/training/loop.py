@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor
 from sid_ray.config import Config
 from sid_ray.diffusion.generator import OneStepGenerator
 from sid_ray.evaluation.pictures import plot_points, sample_grid, tile
+from sid_ray.storage.mirror import Mirror
 from sid_ray.teachers.model_directory import write_text
+from sid_ray.training.best_effort import BestEffort
 from sid_ray.training.board import Board
-from sid_ray.training.checkpoints import save_checkpoint
+from sid_ray.training.checkpoints import clean_up, save_checkpoint
 from sid_ray.training.distributed import World
 from sid_ray.training.engines import Networks
 from sid_ray.training.evaluator import POINTS, Evaluator
@@ -42,6 +44,13 @@ class Tick:
     started: float = field(default_factory=time.monotonic)
 
 
+class BestToSave(NamedTuple):
+    """A generator that is the best so far."""
+
+    average: dict[str, Tensor]
+    progress: Progress
+
+
 @dataclass
 class Loop:
     """One worker's training, from a restored state to the end or to a stop."""
@@ -54,9 +63,16 @@ class Loop:
     evaluator: Evaluator
     progress: Progress
     outside: Outside
+    attempt: BestEffort
     board: Board | None
     """Only on the first worker."""
     watchdog: Watchdog
+    mirror: Mirror | None
+    """Only on the first worker, and only if the run lies on S3."""
+    best_to_save: BestToSave | None = None
+    """The best average while it is not in `generator/` yet."""
+    failed_checkpoints: int = 0
+    """Checkpoints in a row that could not be written."""
 
     def train(self) -> bool:
         """Train until `run.total_kimg` or until asked to stop; returns whether the end was reached.
@@ -77,21 +93,22 @@ class Loop:
             evaluate = last or evaluation_due(self.config.evaluation.every_kimg, before, after)
             sample = evaluate or crossed(self.config.run.sample_every_kimg, before, after)
             report = evaluate or crossed(self.config.run.report_every_kimg, before, after)
+            better = False
             if report:
                 with self.watchdog.watching():
                     metrics = self._tick_metrics(tick)
             if sample:
                 average = self.networks.generator.average()
-                if evaluate:
-                    self._evaluate(average)
+                better = evaluate and self._evaluate(average)
                 self._sample(average)
                 self.world.barrier()  # for the first worker's writing; in the next step its peers would be watched
             if report:
                 with self.watchdog.watching():
                     self._report(metrics)
                 tick = Tick()
-            if last or stop or crossed(self.config.run.checkpoint_every_kimg, before, after):
-                self._checkpoint()
+            best = better and self.config.run.keep_best
+            if last or stop or best or crossed(self.config.run.checkpoint_every_kimg, before, after):
+                self._checkpoint(leaving=last or stop)
                 tick.started = time.monotonic()
         return self.progress.nimg >= total
 
@@ -151,6 +168,9 @@ class Loop:
         }
 
     def _report(self, metrics: dict[str, float]) -> None:
+        if self.world.is_first:
+            self.attempt("the run's lease", self.run.check_owner)
+            self.attempt("generator", self._save_best)
         if self.board:
             self.board.scalars(self.progress.nimg, metrics)
         self._tell_outside(metrics)
@@ -182,20 +202,28 @@ class Loop:
         self._sample(average)
         self._tell_outside({})
 
-    def _evaluate(self, average: dict[str, Tensor]) -> None:
-        """Measure the average and keep it if it is the best; without FID, keep the latest."""
-        p = self.progress
+    def _evaluate(self, average: dict[str, Tensor]) -> bool:
+        """Measure the average and keep it if it is the best, else False; without FID, keep the latest."""
+        p, better = self.progress, False
         p.fid = self.evaluator.generator_fid(average) if self.config.evaluation.num_images else None
         if p.fid is None or p.best_fid is None or p.fid < p.best_fid:
+            better = p.fid is not None
             p.best_fid, p.best_nimg = p.fid, p.nimg
             if self.world.is_first:
-                self.evaluator.save_best(average, p)
+                self.best_to_save = BestToSave(average, p.model_copy())
+                self.attempt("generator", self._save_best)
         if self.board and p.fid is not None and p.best_fid is not None:
             fids = {"fid/generator": p.fid, "fid/best": p.best_fid}
             if p.teacher_fid is not None:
                 fids["fid/teacher"] = p.teacher_fid
             self.board.scalars(p.nimg, fids)
             self.board.fid_curve(p.teacher_fid)
+        return better
+
+    def _save_best(self) -> None:
+        if self.best_to_save:
+            self.evaluator.save_best(*self.best_to_save)
+            self.best_to_save = None
 
     def _sample(self, average: dict[str, Tensor]) -> None:
         if self.board and self.config.run.sample_images:
@@ -209,6 +237,30 @@ class Loop:
             return plot_points({"one step": generated, "teacher, many steps": self.evaluator.teacher_points})
         return tile(*sample_grid(generator, run.sample_images, run.seed))
 
-    def _checkpoint(self) -> None:
-        keep = self.config.run.keep_checkpoints
-        save_checkpoint(self.run.checkpoints, self.networks, self.progress, self.world, keep)
+    def _checkpoint(self, leaving: bool) -> None:
+        """Write a checkpoint; a failure is warned about. TrainingStopped after too many, or if none follows."""
+        run, p, depot = self.config.run, self.progress, self.run.depot
+        problem = save_checkpoint(depot, self.networks, p, self.world, self._before_marker)
+        if problem is None:
+            self.failed_checkpoints = 0
+            if self.world.is_first:
+                best = p.best_nimg if run.keep_best and p.best_fid is not None else None
+                self.attempt("removing old checkpoints", lambda: clean_up(depot, run.keep_checkpoints, best))
+            return
+        self.failed_checkpoints += 1
+        text = f"the checkpoint at {p.nimg / 1000:g} kimg could not be written: {problem}"
+        if leaving or self.failed_checkpoints >= run.max_checkpoint_failures:
+            raise TrainingStopped(
+                f"{text} ({self.failed_checkpoints} in a row, run.max_checkpoint_failures "
+                f"{run.max_checkpoint_failures}); the same command goes on from the last one that was"
+            )
+        if self.board:
+            self.board.scalars(p.nimg, {"checkpoint/failures": float(self.failed_checkpoints)})
+            self.outside.note(f"warning: {text}; training goes on")
+
+    def _before_marker(self) -> None:
+        """What a checkpoint takes for granted must be safe before it counts."""
+        self.run.check_owner()
+        self._save_best()
+        if self.mirror:
+            self.mirror.push()

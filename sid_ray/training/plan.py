@@ -33,9 +33,10 @@ def describe_run(config: Config) -> list[tuple[str, str]]:
     if teacher is not None:
         check_method(config, teacher.skeleton())
         lines += _warm_starts(config, teacher) + _cost(config, teacher)
+    run = RunDirectory.of(config)
     slots = f"{config.num_slots} micro-batches of {config.engine.micro_batch}"
     lines += [
-        ("run directory", str(RunDirectory.of(config).path)),
+        ("run directory", run.address(run.path)),
         ("iterations", f"{-(-config.total_nimg // config.batch.size):,} of {config.batch.size} images, {slots}"),
         ("workers", f"{config.cluster.workers} ({config.cluster.cpus_per_worker} CPU each)"),
     ]

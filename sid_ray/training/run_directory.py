@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,23 +18,90 @@ from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.errors import UserError
 from sid_ray.evaluation.features import absolute_features, load_features
 from sid_ray.evaluation.statistics import check_fits, load_reference
+from sid_ray.storage import cache_folder
+from sid_ray.storage.depot import Depot, S3Depot
+from sid_ray.storage.lease import FilePlace, Lease, Place, S3Place, Taken, holds, refuse_if_in_use, take_lease
+from sid_ray.storage.mirror import Mirror, pull, push
+from sid_ray.storage.s3 import S3Folder
 from sid_ray.teachers.model_directory import absolute, read_model_config, write_text
 from sid_ray.teachers.modules import Handed
 from sid_ray.teachers.sources import convert, find_source, is_model_directory
 from sid_ray.teachers.start import Start
 from sid_ray.teachers.untrained import untrained_config, write_untrained
 
+LEASE = "lease.json"
+APART = ("checkpoints", LEASE)
+"""What the mirror of a run on S3 leaves to others; names that begin with a dot stay on each machine."""
+WRITE_ONLY = ("samples", "tensorboard", "fid.png", "error.log")
+"""What a run writes and never reads, so that it need not be pulled."""
+
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """`<storage>/<name>/` of one run."""
+    """`<storage>/<name>/` of one run; on S3, each machine's working copy of it."""
 
     path: Path
+    remote: S3Folder | None = None
+    """Where the run lies, if that is on S3."""
+    owner: str | None = None
+    """The lease under which this process writes; None: none was taken (a part of a run, alone in a test)."""
 
     @classmethod
-    def of(cls, config: Config) -> RunDirectory:
+    def of(cls, config: Config, owner: str | None = None) -> RunDirectory:
         """The absolute directory of a configuration's run."""
-        return cls(Path(config.run.storage).expanduser().absolute() / config.run.name)
+        storage = config.run.storage.rstrip("/")
+        if not storage.startswith("s3://"):
+            return cls(Path(storage).expanduser().absolute() / config.run.name, None, owner)
+        copies = cache_folder() / "runs" / hashlib.sha256(storage.encode()).hexdigest()[:16]
+        return cls(copies / config.run.name, S3Folder(f"{storage}/{config.run.name}"), owner)
+
+    def address(self, path: Path) -> str:
+        """Where a path of this directory is for everyone: its `s3://` address, or the path itself."""
+        if self.remote is None:
+            return str(path)
+        return "/".join((self.remote.address, *path.relative_to(self.path).parts))
+
+    @property
+    def depot(self) -> Depot:
+        """Where the checkpoints lie."""
+        if self.remote is None:
+            return Depot(self.checkpoints)
+        return S3Depot(self.checkpoints, self.remote / self.checkpoints.name)
+
+    @property
+    def lease(self) -> Place:
+        """Where the record of the run's owner lies."""
+        return FilePlace(self.path / LEASE) if self.remote is None else S3Place(self.remote, LEASE)
+
+    def top_level(self) -> set[str]:
+        """Names of the files and folders in it, where it really lies. OSError if that cannot be seen."""
+        if self.remote is not None:
+            return {name.partition("/")[0] for name in self.remote.objects()}
+        return {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()
+
+    def pull(self) -> None:
+        """Bring this machine's working copy up to date; nothing to do if it is the run itself."""
+        if self.remote is not None:
+            pull(self.path, self.remote, (*APART, *WRITE_ONLY))
+
+    def mirror(self, note: Callable[[str], None]) -> Mirror | None:
+        """What pushes this working copy while a worker writes in it; None if it is the run itself."""
+        return None if self.remote is None else Mirror(self.path, self.remote, APART, note, self.check_owner)
+
+    def check_owner(self) -> None:
+        """Taken if another process has taken over the run. OSError if that cannot be known."""
+        if self.owner is not None and not holds(self.lease, self.owner):
+            raise Taken(f"{self.address(self.path)} was taken over by another process; nothing more is written")
+
+    def record_failure(self, who: str, text: str) -> None:
+        """Add a traceback to error.log, if that can be written at all."""
+        try:
+            with self.error_log.open("a", encoding="utf-8") as log:
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {who}:\n{text}\n")
+            if self.remote is not None:
+                self.remote.upload(self.error_log, self.error_log.name)
+        except OSError:
+            pass  # the failure itself is on its way to the terminal
 
     @property
     def config_yaml(self) -> Path:
@@ -158,40 +229,78 @@ def absolute_paths(config: Config) -> Config:
     return parse_config(tree)
 
 
-def open_run(config: Config, handed: Handed = Handed()) -> tuple[RunDirectory, list[str]]:
+def claim(
+    config: Config, say: Callable[[str], None], on_loss: Callable[[str], None], handed: Handed = Handed()
+) -> Lease:
+    """Take the run for this process, before anything is written; see `storage.lease.take_lease`.
+
+    UserError, with nothing touched, if the configuration cannot run there or a live process holds the run.
+    """
+    run = RunDirectory.of(config)
+    what = run.address(run.path)
+    with _storage_errors(config):
+        refuse_if_in_use(run.lease, what)
+        run.pull()
+    check_inputs(config, handed)
+    _changes(config, run)
+    with _storage_errors(config):
+        return take_lease(run.lease, what, say, on_loss)
+
+
+def open_run(config: Config, owner: str | None = None, handed: Handed = Handed()) -> tuple[RunDirectory, list[str]]:
     """Create or reopen the run's directory; returns it and the fields in which a resumed run now differs.
 
-    UserError, with nothing touched, if inputs are missing, the storage cannot be written, or the directory
-    holds a run of a configuration that this one may not continue.
+    `owner`: the lease that `claim` took. UserError, with nothing touched, if inputs are missing, the storage cannot
+    be written, or the directory holds a run of a configuration that this one may not continue.
     """
-    if "://" in config.run.storage:
-        raise UserError(f"run.storage: {config.run.storage!r} is not supported; allowed: a local or shared folder")
-    check_inputs(config, handed)
-    run = RunDirectory.of(config)
-    old = read_config(run)
-    changed: list[str] = []
-    if old is not None:
-        changed, refused = differences(old, config)
-        if refused:
-            raise UserError(
-                f"run.name: {run.path} holds a run of another configuration; these fields differ and may not change "
-                "on resume:\n  " + "\n  ".join(refused) + "\nChoose another --run.name, or give the old values."
-            )
-    elif run.path.exists() and any(run.path.iterdir()):
-        raise UserError(f"run.name: {run.path} is not empty and holds no run; choose another --run.name")
-    try:
+    run = RunDirectory.of(config, owner)
+    with _storage_errors(config):
+        run.pull()
+    if owner is None:
+        check_inputs(config, handed)
+    changed = _changes(config, run)
+    with _storage_errors(config):
         run.path.mkdir(parents=True, exist_ok=True)
         probe = run.path / f".write-test-{os.getpid()}"
         probe.write_text("")
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"run.storage: {config.run.storage!r} cannot be written: {error}") from error
-    write_text(run.config_yaml, config.to_yaml())
-    if config.teacher.random and not run.teacher.is_dir():
+        write_text(run.config_yaml, config.to_yaml())
+    had_its_own = run.teacher.is_dir()
+    if config.teacher.random and not had_its_own:
         write_untrained(run.teacher, config.teacher.path, config.run.seed)
     elif not is_model_directory(teacher_directory(config, run), "teacher.path"):
         convert(config.teacher.path, run.teacher, config.teacher.licence, "teacher.path")
+    if run.remote is not None:
+        with _storage_errors(config):
+            run.remote.upload(run.config_yaml, run.config_yaml.name)
+            if run.teacher.is_dir() and not had_its_own:
+                push(run.teacher, run.remote / run.teacher.name)
     return run, changed
+
+
+@contextmanager
+def _storage_errors(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"run.storage: {config.run.storage!r} cannot be written: {error}") from error
+
+
+def _changes(config: Config, run: RunDirectory) -> list[str]:
+    """Fields in which a run in this directory would be continued differently; UserError if it may not be."""
+    old = read_config(run)
+    if old is not None:
+        changed, refused = differences(old, config)
+        if refused:
+            raise UserError(
+                f"run.name: {run.address(run.path)} holds a run of another configuration; these fields differ and may "
+                "not change on resume:\n  " + "\n  ".join(refused) + "\nChoose another --run.name, or give the old "
+                "values."
+            )
+        return changed
+    if any(name != LEASE and not name.startswith(".") for name in run.top_level()):
+        raise UserError(f"run.name: {run.address(run.path)} is not empty and holds no run; choose another --run.name")
+    return []
 
 
 def start_of(config: Config, run: RunDirectory, handed: Handed = Handed()) -> Start:

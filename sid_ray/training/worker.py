@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import copy
 import sys
+from contextlib import ExitStack, nullcontext
 
 import torch
 
 from sid_ray.config import Config, load_config
 from sid_ray.teachers.modules import Handed
 from sid_ray.teachers.start import Start
+from sid_ray.training.best_effort import BestEffort
 from sid_ray.training.board import Board
-from sid_ray.training.checkpoints import NamedState, check_names, complete_checkpoints, read_network, read_progress
+from sid_ray.training.checkpoints import NamedState, check_names, read_network, read_progress, restore
 from sid_ray.training.distributed import World, join_world
 from sid_ray.training.engines import Networks, build_networks
 from sid_ray.training.evaluator import Evaluator
@@ -22,7 +24,7 @@ from sid_ray.training.fit import fitted_student
 from sid_ray.training.loop import Loop
 from sid_ray.training.outside import Outside, PlainOutside
 from sid_ray.training.progress import Progress
-from sid_ray.training.run_directory import RunDirectory, check_workers, open_run, start_of
+from sid_ray.training.run_directory import RunDirectory, check_workers, claim, open_run, start_of
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
 from sid_ray.training.watchdog import Watchdog
@@ -37,6 +39,8 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Hand
     torch.set_num_threads(config.cluster.cpus_per_worker)
     world = join_world()
     check_workers(config, world.size)
+    run.pull()
+    world.barrier()
     slots = slots_of_rank(config.num_slots, world.rank, world.size)
     start = start_of(config, run, handed)
     restored = restore_or_start(config, run, start, world, len(slots), outside)
@@ -54,7 +58,9 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Hand
         device=world.device,
         class_weights=config.method.class_weights,
     )
-    board = Board(run, config, progress.nimg) if world.is_first else None
+    attempt = BestEffort(outside.note)
+    mirror = run.mirror(outside.note) if world.is_first else None
+    board = Board(run, config, progress.nimg, attempt) if world.is_first else None
     watchdog = Watchdog(config.cluster.hang_timeout_seconds, run.error_log, f"worker {world.rank} of {world.size}")
     loop = Loop(
         config=config,
@@ -65,18 +71,21 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Hand
         evaluator=Evaluator(config, run, start, world, networks.plain),
         progress=progress,
         outside=outside,
+        attempt=attempt,
         board=board,
+        mirror=mirror,
         watchdog=watchdog,
     )
-    try:
-        if loop.train():
-            loop.finish()
-    finally:
-        watchdog.close()
-        if board:
-            board.close()
-        networks.generator.destroy()
-        networks.fake_score.destroy()
+    with mirror or nullcontext():
+        try:
+            if loop.train():
+                loop.finish()
+        finally:
+            watchdog.close()
+            if board:
+                board.close()
+            networks.generator.destroy()
+            networks.fake_score.destroy()
     return progress
 
 
@@ -91,7 +100,7 @@ def restore_or_start(
     if start.needs_fit and not fitted_student(config, run, teacher, student, world, outside):
         return None
     generator, fake_score = start.role("generator", copy.deepcopy(student)), start.role("fake_score", student)
-    checkpoint = next(iter(complete_checkpoints(run.checkpoints)), None)
+    checkpoint = restore(run.depot, world, outside.note)
     progress, states = Progress(), dict[str, NamedState]()
     if checkpoint is not None:
         progress = read_progress(checkpoint)
@@ -110,10 +119,19 @@ def restore_or_start(
 
 def main(config_path: str) -> None:
     """Run a configuration without Ray."""
-    config = load_config(config_path)
+    config, outside = load_config(config_path), PlainOutside()
     world = join_world()
-    world.once(lambda: open_run(config))
-    progress = run_worker(config, RunDirectory.of(config), PlainOutside())
+    with ExitStack() as stack:
+
+        def begin() -> str:
+            lease = stack.enter_context(claim(config, outside.note, lambda reason: outside.stop.set()))
+            _, changed = open_run(config, lease.owner)
+            for text in changed:
+                outside.note(f"changed since: {text}")
+            return lease.owner
+
+        owner = world.once(begin)
+        progress = run_worker(config, RunDirectory.of(config, owner), outside)
     if world.is_first:
         print(f"at {progress.nimg / 1000:g} kimg: FID {progress.fid}, best {progress.best_fid}")
 

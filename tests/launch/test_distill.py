@@ -113,7 +113,7 @@ BAD = [
     (["distill", "digits", "--method.alpha", "abc"], "method.alpha: 'abc' is not allowed"),
     (["distill", "digits", "--teacher.path", "nowhere"], "nowhere' is not a model directory"),
     (["distill", "digits", "--run.storage", "/proc/none"], "run.storage: '/proc/none' cannot be written"),
-    (["distill", "digits", "--run.storage", "s3://bucket/x"], "run.storage"),
+    (["distill", "digits", "--run.storage", "gs://bucket/x"], "allowed: a folder, or s3://bucket/prefix"),
     (["distill", "digits", "--evaluation.reference", "none.npz"], "none.npz' is not a file"),
     (["distill", "digits", "--evaluation.features", "vgg"], "allowed: digits"),
     (["distill", "digits", "--method.augment", "2"], "method.augment: 2 is not allowed"),

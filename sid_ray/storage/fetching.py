@@ -11,10 +11,10 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 from sid_ray.errors import UserError
+from sid_ray.storage.s3 import s3_client, split_s3
 
 REMOTE = ("https://", "http://", "s3://")
 
@@ -27,20 +27,6 @@ def is_remote(path: str) -> bool:
 def cache_folder() -> Path:
     """Where fetched files are kept on this machine."""
     return Path(os.environ.get("SID_RAY_CACHE", "~/.cache/sid-ray")).expanduser()
-
-
-def s3_client() -> Any:
-    """A boto3 client that retries with backoff; endpoint and credentials come from the environment as usual."""
-    import boto3
-    from botocore.config import Config
-
-    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
-
-
-def split_s3(address: str) -> tuple[str, str]:
-    """(bucket, key) of `s3://bucket/key`, the key without a slash at its end."""
-    bucket, _, key = address.removeprefix("s3://").partition("/")
-    return bucket, key.strip("/")
 
 
 def fetch(path: str, field: str, sha256: str | None = None) -> Path:
