@@ -93,7 +93,7 @@ def distill(
     from sid_ray.launch.console import print_summary
     from sid_ray.launch.following import DistillationFailed
     from sid_ray.launch.trainer import distill as run_distillation
-    from sid_ray.training.loop import TrainingStopped
+    from sid_ray.training.guard import TrainingStopped
     from sid_ray.training.progress import Progress
     from sid_ray.training.run_directory import RunDirectory
 

@@ -199,10 +199,26 @@ class Evaluation(Section):
 
 
 class Guard(Section):
-    """When a run that goes wrong is stopped."""
+    """What counts as divergence, and what is done about it."""
 
+    policy: Literal["warn", "stop", "rollback"] = "rollback"
+    """What is done when a run diverges: warn and go on; stop, leaving the earlier checkpoints; or roll back to the
+    checkpoint of the best FID and go on from there with lower learning rates and other random draws."""
+    max_rollbacks: int = Field(3, ge=0)
+    """Rollbacks of a run; the next divergence stops it."""
+    rollback_lr_factor: float = Field(0.5, gt=0, le=1)
+    """Both learning rates are multiplied by this at each rollback."""
+    fid_factor: float = Field(3.0, gt=1)
+    """An FID above this factor of the best so far is too high: a spike if it recovers, else a divergence. An FID
+    that is not finite is a divergence at once."""
+    fid_patience: int = Field(3, ge=1)
+    """Evaluations in a row whose FID is too high that make a divergence."""
+    explosion_factor: float = Field(10.0, gt=1)
+    """The fake score's loss or a gradient norm above this factor of its median over the last 20 reports is too high."""
+    explosion_patience: int = Field(3, ge=1)
+    """Reports in a row with one of them too high that make a divergence."""
     max_skipped_in_a_row: int = Field(20, ge=1)
-    """Stop after this many iterations in a row whose gradients were not finite."""
+    """Iterations in a row whose gradients were not finite that make a divergence."""
 
 
 class Run(Section):

@@ -85,8 +85,17 @@ def plot_points(generated: Tensor, teachers: Tensor) -> NDArray[np.uint8]:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def plot_fid(path: Path, nimg: Sequence[int], fid: Sequence[float], teacher_fid: float | None, title: str) -> None:
-    """FID against images, both logarithmic, with the teacher's FID as a line."""
+def plot_fid(
+    path: Path,
+    curve: Sequence[tuple[int, float]],
+    teacher_fid: float | None,
+    title: str,
+    abandoned: Sequence[tuple[int, float]] = (),
+) -> None:
+    """FID against images, both logarithmic, with the teacher's FID as a line.
+
+    `curve`: (images, FID) in order. `abandoned`: the same of stretches that were rolled back, shown as crosses.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
@@ -94,9 +103,11 @@ def plot_fid(path: Path, nimg: Sequence[int], fid: Sequence[float], teacher_fid:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    points = [(n / 1000, f) for n, f in zip(nimg, fid, strict=True) if n > 0]
+    points = [(n / 1000, f) for n, f in curve if n > 0]
     axes.loglog([n for n, _ in points], [f for _, f in points], "o-", markersize=4, label="one-step generator (EMA)")
-    start = [f for n, f in zip(nimg, fid, strict=True) if n == 0]
+    if abandoned:
+        axes.loglog([n / 1000 for n, _ in abandoned], [f for _, f in abandoned], "x", color="grey", label="rolled back")
+    start = [f for n, f in curve if n == 0]
     if start:
         axes.axhline(start[0], color="grey", linestyle=":", label=f"before training: {start[0]:.3g}")
     if teacher_fid is not None:

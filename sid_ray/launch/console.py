@@ -83,6 +83,8 @@ def print_summary(run: RunDirectory, p: Counters, config: Config) -> None:
         rows.append(("improvement", f"{p.initial_fid / honest:.1f} times lower"))
     skipped = p.generator_skipped + p.fake_score_skipped
     rows += [("time in training steps", duration(p.seconds)), ("skipped steps", str(skipped))]
+    if p.rollbacks:
+        rows.append(("rollbacks", f"{p.rollbacks}, see {_shown(run, run.rollbacks)}"))
     rows += [
         ("generator", _shown(run, run.generator)),
         *(

@@ -14,7 +14,7 @@ from sid_ray.errors import UserError
 from sid_ray.launch.bulletin import News
 from sid_ray.launch.console import Display
 from sid_ray.training.checkpoints import complete_names
-from sid_ray.training.loop import TrainingStopped
+from sid_ray.training.guard import TrainingStopped
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory
 

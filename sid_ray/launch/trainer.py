@@ -25,7 +25,7 @@ from sid_ray.launch.ray_start import start_ray
 from sid_ray.storage.lease import Taken
 from sid_ray.teachers.modules import Handed
 from sid_ray.training.checkpoints import complete_names
-from sid_ray.training.loop import TrainingStopped
+from sid_ray.training.guard import TrainingStopped
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory, absolute_paths, check_workers, claim, open_run
 

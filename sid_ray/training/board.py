@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sid_ray.config import Config, fields
 from sid_ray.evaluation.pictures import plot_fid, save_png
 from sid_ray.teachers.model_directory import write_text
 from sid_ray.training.best_effort import BestEffort
+from sid_ray.training.rollback import Rollback
 from sid_ray.training.run_directory import RunDirectory
 
 
@@ -23,25 +24,38 @@ class Board:
     """Writer of everything a person looks at. The x axis is always images.
 
     Opened at the image count where the run continues: what was told of later images, before the interruption,
-    is taken back, so nothing is told twice. What cannot be written (a full disk) is kept, and written with what
-    comes next; pictures are not.
+    is taken back, so nothing is told twice. A stretch that a rollback abandoned stays to be seen: in metrics.jsonl
+    before the row of the rollback, in TensorBoard as a curve of its own (what follows is `after-rollback-1`). What
+    cannot be written (a full disk) is kept, and written with what comes next; pictures are not.
     """
 
-    def __init__(self, run: RunDirectory, config: Config, nimg: int, attempt: BestEffort):
+    def __init__(
+        self, run: RunDirectory, config: Config, nimg: int, attempt: BestEffort, rollbacks: Sequence[Rollback] = ()
+    ):
         self.run, self.config, self.attempt = run, config, attempt
-        self.rows = [row for row in read_metrics(run.metrics) if nimg > 0 and row["nimg"] <= nimg]
+        rows = read_metrics(run.metrics)
+        places = [i for i, row in enumerate(rows) if "rollback" in row]
+        new = rollbacks[len(places) :]
+        if not new:
+            past = places[-1] + 1 if places else 0
+            rows = rows[:past] + [row for row in rows[past:] if nimg > 0 and row["nimg"] <= nimg]
+        self.rows = rows + [{"nimg": r.to_nimg, "rollback": r.number, "guard/rollback": str(r)} for r in new]
         self.rows_in_file: int | None = None
-        self.untold: list[tuple[int, dict[str, float]]] = []
+        self.untold: list[tuple[int, Mapping[str, float | str]]] = [
+            (r.to_nimg, {"guard/rollback": str(r)}) for r in new
+        ]
+        self.folder = run.tensorboard / f"after-rollback-{len(rollbacks)}" if rollbacks else run.tensorboard
         self.writer: Any = None
         self.purge_step = nimg + 1 if nimg else 0
         attempt("metrics.jsonl", self._write_rows)
 
     def scalars(self, nimg: int, values: dict[str, float]) -> None:
         """Record scalars, named like `loss/generator`, at an image count."""
-        self.rows.append({"nimg": nimg, **{k: v if math.isfinite(v) else None for k, v in values.items()}})
-        self.untold.append((nimg, values))
-        self.attempt("metrics.jsonl", self._write_rows)
-        self.attempt("tensorboard", self._tell)
+        self._record(nimg, {k: v if math.isfinite(v) else None for k, v in values.items()}, values)
+
+    def event(self, nimg: int, event: str, text: str) -> None:
+        """Record in words what the guard noticed."""
+        self._record(nimg, {f"guard/{event}": text}, {f"guard/{event}": text})
 
     def picture(self, nimg: int, grid: NDArray[np.uint8]) -> None:
         """Record a sample grid: a PNG and TensorBoard's slider."""
@@ -50,11 +64,10 @@ class Board:
 
     def fid_curve(self, teacher_fid: float | None) -> None:
         """Redraw fid.png."""
-        points = [(row["nimg"], row["fid/generator"]) for row in self.rows if row.get("fid/generator") is not None]
-        if points:
-            nimg, fid = zip(*points, strict=True)
+        line, abandoned = (_fids(rows) for rows in split_at_rollbacks(self.rows))
+        if line:
             title = f"{self.config.run.name}: FID of the one-step generator"
-            self.attempt("fid.png", lambda: plot_fid(self.run.fid_plot, nimg, fid, teacher_fid, title))
+            self.attempt("fid.png", lambda: plot_fid(self.run.fid_plot, line, teacher_fid, title, abandoned))
 
     def hyper_parameters(self, results: dict[str, float]) -> None:
         """Fill TensorBoard's HParams tab."""
@@ -80,6 +93,12 @@ class Board:
         if self.writer is not None:
             self.attempt("tensorboard", self.writer.close)
 
+    def _record(self, nimg: int, row: Mapping[str, float | str | None], values: Mapping[str, float | str]) -> None:
+        self.rows.append({"nimg": nimg, **row})
+        self.untold.append((nimg, values))
+        self.attempt("metrics.jsonl", self._write_rows)
+        self.attempt("tensorboard", self._tell)
+
     def _write_rows(self) -> None:
         """Append what the file lacks; after a failure, which may have left half a line, write it anew."""
         known, self.rows_in_file = self.rows_in_file, None
@@ -95,11 +114,12 @@ class Board:
         from torch.utils.tensorboard import SummaryWriter
 
         if self.writer is None:
-            self.writer = SummaryWriter(str(self.run.tensorboard), purge_step=self.purge_step)
+            self.writer = SummaryWriter(str(self.folder), purge_step=self.purge_step)
         try:
             for nimg, values in self.untold:
                 for name, value in values.items():
-                    self.writer.add_scalar(name, value, global_step=nimg)
+                    add = self.writer.add_text if isinstance(value, str) else self.writer.add_scalar
+                    add(name, value, global_step=nimg)
             also(self.writer)
             self.writer.flush()
         except OSError:
@@ -113,6 +133,23 @@ class Board:
 
 def _lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def split_at_rollbacks(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of a metrics.jsonl as (those that led to where the run stands, those that rollbacks abandoned)."""
+    line: list[dict[str, Any]] = []
+    abandoned: list[dict[str, Any]] = []
+    for row in rows:
+        if "rollback" in row:
+            abandoned += [r for r in line if r["nimg"] > row["nimg"]]
+            line = [r for r in line if r["nimg"] <= row["nimg"]]
+        else:
+            line.append(row)
+    return line, abandoned
+
+
+def _fids(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    return [(row["nimg"], row["fid/generator"]) for row in rows if row.get("fid/generator") is not None]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

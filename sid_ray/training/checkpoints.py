@@ -182,7 +182,7 @@ def _write(
             counters = progress.model_dump_json(indent=2)
             files = [*written, put("progress.json", lambda path: path.write_text(counters))]
             before_marker()
-            depot.commit(name, files, format=FORMAT, nimg=progress.nimg)
+            depot.commit(name, files, format=FORMAT, nimg=progress.nimg, rollbacks=progress.rollbacks)
 
     written: list[Written] = []
     try:

@@ -38,6 +38,12 @@ class World:
         """Whether the flag is set on any worker."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
 
+    def from_first(self, value: float) -> float:
+        """The first worker's value, on every one: others may have rounded it differently."""
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, src=0)
+        return float(shared)
+
     def barrier(self) -> None:
         """Wait for all workers."""
         self.sum(torch.zeros(1, device=self.device))

@@ -178,8 +178,9 @@ class TrainedNetwork:
             state["step"].fill_(steps)
 
     def destroy(self) -> None:
-        """Let go of DeepSpeed's hooks and buffers."""
-        self.engine.destroy()
+        """Let go of DeepSpeed's hooks and of all memory."""
+        self.adam.state.clear()
+        _destroy(self.engine)
 
     def _set(self, p: Tensor, key: str, value: Tensor) -> None:
         from deepspeed.utils import (
@@ -237,6 +238,15 @@ class Networks:
     fake_score: TrainedNetwork
     plain: Denoiser
     """An ordinary float32 network of the generator's architecture, for evaluating averages."""
+    teacher_engine: Any = None
+    """DeepSpeed's engine around the teacher at ZeRO-3."""
+
+    def destroy(self) -> None:
+        """Let go of DeepSpeed's hooks and buffers, so that the memory of all networks can be freed."""
+        self.generator.destroy()
+        self.fake_score.destroy()
+        if self.teacher_engine is not None:
+            _destroy(self.teacher_engine)
 
 
 def build_networks(
@@ -254,19 +264,37 @@ def build_networks(
     dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
     plain = copy.deepcopy(generator).to(world.device).eval().requires_grad_(False)
     teacher = teacher.to(world.device, dtype).eval().requires_grad_(False)
-    frozen: nn.Module = teacher
+    teacher_engine = None
     if config.engine.zero_stage == 3 and any(True for _ in teacher.parameters()):
         engine_config = _engine_config(config, teacher, slots_per_rank, world.size)
-        frozen = _deepspeed().initialize(model=teacher, config=engine_config, dist_init_required=False)[0].module
+        teacher_engine = _deepspeed().initialize(model=teacher, config=engine_config, dist_init_required=False)[0]
     for network in (generator, fake_score):
         if config.method.dropout is not None:
             network.set_dropout(config.method.dropout)
         network.to(world.device, torch.float32).train().requires_grad_(True)
     return Networks(
-        teacher=frozen,
+        teacher=teacher if teacher_engine is None else teacher_engine.module,
         generator=TrainedNetwork(
             generator, config, world, slots_per_rank, beta1=config.optimizer.generator_beta1, ema=True
         ),
         fake_score=TrainedNetwork(fake_score, config, world, slots_per_rank, beta1=0.0, ema=False),
         plain=plain,
+        teacher_engine=teacher_engine,
     )
+
+
+def _destroy(engine: Any) -> None:
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partition_parameters import is_zero_param
+
+    engine.destroy()
+    # ZeRO-3 puts each engine's module on this global stack and never takes it off again.
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [module for module in stack if module is not engine.module]
+    # ZeRO-3's engine stays alive all the same, through hooks that the garbage collector does not see: empty it.
+    optimizer, engine.optimizer = engine.optimizer, None
+    vars(optimizer).clear()
+    for p in engine.module.parameters():
+        p.data = p.data.new_empty(0)
+        if is_zero_param(p):
+            p.ds_tensor.data = p.ds_tensor.data.new_empty(0)

@@ -91,7 +91,7 @@ class Evaluator:
         return fids
 
     def _fid(self, sample: Sampler) -> float:
-        return frechet_distance(self._statistics(sample), self.reference)
+        return self.world.from_first(frechet_distance(self._statistics(sample), self.reference))
 
     def _statistics(self, sample: Sampler) -> FeatureStatistics:
         e = self.config.evaluation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from sid_ray.training.checkpoints import clean_up, save_checkpoint
 from sid_ray.training.distributed import World
 from sid_ray.training.engines import Networks
 from sid_ray.training.evaluator import POINTS, Evaluator
+from sid_ray.training.guard import Diverged, Notice, TrainingStopped, watch, watch_skips
 from sid_ray.training.outside import Outside
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory
@@ -29,10 +31,6 @@ from sid_ray.training.schedules import crossed, ema_beta, evaluation_due, learni
 from sid_ray.training.step import Iteration, StepLosses
 from sid_ray.training.stops import StopChecks
 from sid_ray.training.watchdog import Watchdog
-
-
-class TrainingStopped(Exception):
-    """The guard ended the run; the message says why and what to try."""
 
 
 @dataclass
@@ -77,7 +75,7 @@ class Loop:
     def train(self) -> bool:
         """Train until `run.total_kimg` or until asked to stop; returns whether the end was reached.
 
-        Both ways leave a checkpoint. TrainingStopped if the guard ends the run.
+        Both ways leave a checkpoint. Diverged, without one, if the guard says so.
         """
         if self.progress.nimg == 0:
             self._measure_start()
@@ -104,7 +102,7 @@ class Loop:
                 self.world.barrier()  # for the first worker's writing; in the next step its peers would be watched
             if report:
                 with self.watchdog.watching():
-                    self._report(metrics)
+                    self._report(metrics, self.progress.fid if evaluate else None)
                 tick = Tick()
             best = better and self.config.run.keep_best
             if last or stop or best or crossed(self.config.run.checkpoint_every_kimg, before, after):
@@ -114,15 +112,15 @@ class Loop:
 
     def finish(self) -> None:
         """After the last image: measure the best generator again, with fresh latents."""
-        e = self.config.evaluation
-        if e.num_images and e.confirmations and not self.progress.confirmed_fids:
-            self.progress.confirmed_fids = self.evaluator.confirm_best(self.progress)
+        p, e = self.progress, self.config.evaluation
+        if e.num_images and e.confirmations and not p.confirmed_fids and p.best_fid is not None:
+            p.confirmed_fids = self.evaluator.confirm_best(p)
         if self.board:
-            p = self.progress
             results = {"result/best_fid": p.best_fid, "result/final_fid": p.fid, "result/teacher_fid": p.teacher_fid}
             self.board.hyper_parameters({k: v for k, v in results.items() if v is not None})
         if self.world.is_first:
-            write_text(self.run.summary, self.progress.model_dump_json(indent=2) + "\n")
+            exclude = {"guard": {"ticks"}}
+            write_text(self.run.summary, p.model_dump_json(indent=2, exclude=exclude) + "\n")
 
     def _step(self, tick: Tick) -> None:
         generator, fake_score = self.networks.generator, self.networks.fake_score
@@ -136,17 +134,16 @@ class Loop:
             fake_score_skipped=fake_score.skipped > skipped[1],
             seconds=time.monotonic() - started,
         )
-        if self.progress.skipped_in_a_row >= self.config.guard.max_skipped_in_a_row:
-            raise TrainingStopped(
-                f"gradients were not finite in {self.progress.skipped_in_a_row} iterations in a row, at "
-                f"{self.progress.nimg / 1000:.1f} kimg (guard.max_skipped_in_a_row); the weights are those before. "
-                "Try lower --optimizer.generator_lr and --optimizer.fake_score_lr, or --optimizer.gradient_clip 1.0"
-            )
+        p = self.progress
+        self._heed(watch_skips(p.skipped_in_a_row, p.nimg, self.config.batch.size, self.config.guard))
 
     def _tick_metrics(self, tick: Tick) -> dict[str, float]:
         """Scalars of the tick; the one place where the host waits for the device."""
-        sums = torch.stack([torch.stack(losses) for losses in tick.losses]).sum(0)
-        fake_loss, generator_loss = (self.world.sum(sums) / len(tick.losses)).tolist()
+        losses = torch.stack([torch.stack(losses) for losses in tick.losses]).mean(0)
+        fake_score, generator = self.networks.fake_score.gradient_norm, self.networks.generator.gradient_norm
+        norms = torch.tensor([fake_score, generator], device=self.world.device) / self.world.size
+        # Summed together, all four are the same on every worker, and so is what the guard makes of them.
+        fake_loss, generator_loss, fake_norm, generator_norm = self.world.sum(torch.cat([losses, norms])).tolist()
         seconds = time.monotonic() - tick.started
         o, p = self.config.optimizer, self.progress
         nimg = p.nimg - self.config.batch.size  # where the last step started
@@ -157,8 +154,8 @@ class Loop:
         return {
             "loss/fake_score": fake_loss,
             "loss/generator": generator_loss,
-            "gradient_norm/fake_score": self.networks.fake_score.gradient_norm,
-            "gradient_norm/generator": self.networks.generator.gradient_norm,
+            "gradient_norm/fake_score": fake_norm,
+            "gradient_norm/generator": generator_norm,
             "learning_rate/fake_score": rates["fake_score"],
             "learning_rate/generator": rates["generator"],
             "ema/beta": ema_beta(self.config.batch.size, nimg, o.ema_halflife_kimg, o.ema_rampup_ratio),
@@ -167,13 +164,28 @@ class Loop:
             "speed/images_per_second": tick.images / seconds,
         }
 
-    def _report(self, metrics: dict[str, float]) -> None:
+    def _report(self, metrics: dict[str, float], new_fid: float | None) -> None:
+        """Tell of a tick, and let the guard judge it; `new_fid` is the FID if this tick measured it."""
+        p = self.progress
+        p.guard, notices, scalars = watch(p.guard, p.nimg, metrics, new_fid, self.config.guard)
         if self.world.is_first:
             self.attempt("the run's lease", self.run.check_owner)
             self.attempt("generator", self._save_best)
-        if self.board:
-            self.board.scalars(self.progress.nimg, metrics)
+        if self.board and metrics:
+            self.board.scalars(p.nimg, metrics | scalars | {"guard/rollbacks": float(p.rollbacks)})
         self._tell_outside(metrics)
+        self._heed(notices)
+
+    def _heed(self, notices: list[Notice]) -> None:
+        """Tell what the guard noticed; Diverged if that is a divergence and the policy is not only to warn."""
+        p = self.progress
+        for notice in notices:
+            if self.board:
+                self.board.event(p.nimg, notice.event, notice.text)
+                self.outside.note(f"guard: {notice.text}")
+        divergence = next((n for n in notices if n.event == "divergence"), None)
+        if divergence is not None and self.config.guard.policy != "warn":
+            raise Diverged(divergence, p.nimg, p.rollbacks, None if p.best_fid is None else p.best_nimg)
 
     def _tell_outside(self, metrics: dict[str, float]) -> None:
         p, speed = self.progress, metrics.get("speed/images_per_second", 0.0)
@@ -200,23 +212,21 @@ class Loop:
         self._evaluate(average)
         self.progress.initial_fid = self.progress.fid
         self._sample(average)
-        self._tell_outside({})
+        self._report({}, self.progress.fid)
 
     def _evaluate(self, average: dict[str, Tensor]) -> bool:
         """Measure the average and keep it if it is the best, else False; without FID, keep the latest."""
         p, better = self.progress, False
         p.fid = self.evaluator.generator_fid(average) if self.config.evaluation.num_images else None
-        if p.fid is None or p.best_fid is None or p.fid < p.best_fid:
+        if p.fid is None or (math.isfinite(p.fid) and (p.best_fid is None or p.fid < p.best_fid)):
             better = p.fid is not None
             p.best_fid, p.best_nimg = p.fid, p.nimg
             if self.world.is_first:
                 self.best_to_save = BestToSave(average, p.model_copy())
                 self.attempt("generator", self._save_best)
-        if self.board and p.fid is not None and p.best_fid is not None:
-            fids = {"fid/generator": p.fid, "fid/best": p.best_fid}
-            if p.teacher_fid is not None:
-                fids["fid/teacher"] = p.teacher_fid
-            self.board.scalars(p.nimg, fids)
+        if self.board and p.fid is not None:
+            fids = {"fid/generator": p.fid, "fid/best": p.best_fid, "fid/teacher": p.teacher_fid}
+            self.board.scalars(p.nimg, {name: fid for name, fid in fids.items() if fid is not None})
             self.board.fid_curve(p.teacher_fid)
         return better
 

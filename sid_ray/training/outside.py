@@ -56,7 +56,8 @@ def progress_line(m: dict[str, Any]) -> str:
     if m["skipped"]:
         parts.append(f"skipped {m['skipped']}")
     if m.get("fid") is not None:
-        parts.append(f"FID {m['fid']:.3f} (best {m['best_fid']:.3f}" + _versus(m.get("teacher_fid")) + ")")
+        best = m["fid"] if m["best_fid"] is None else m["best_fid"]
+        parts.append(f"FID {m['fid']:.3f} (best {best:.3f}" + _versus(m.get("teacher_fid")) + ")")
     return "  ".join(parts)
 
 

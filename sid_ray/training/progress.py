@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from sid_ray.training.guard import GuardState
+
 
 class Progress(BaseModel):
     """Counters and measurements so far; the same on every rank."""
@@ -38,6 +40,8 @@ class Progress(BaseModel):
     """Where the lowest FID was measured."""
     confirmed_fids: list[float] = []
     """FIDs of the best generator with fresh latents, measured when the run had ended."""
+    guard: GuardState = GuardState()
+    """What the guard remembers."""
 
     def count_step(self, batch: int, generator_skipped: bool, fake_score_skipped: bool, seconds: float) -> None:
         """Count one iteration."""

@@ -124,6 +124,11 @@ class RunDirectory:
         return self.path / "teacher"
 
     @property
+    def rollbacks(self) -> Path:
+        """The rollbacks so far; see `training.rollback`."""
+        return self.path / "rollbacks.json"
+
+    @property
     def student(self) -> Path:
         """Weights of a student of its own after its fit to the teacher (safetensors)."""
         return self.path / "student.safetensors"

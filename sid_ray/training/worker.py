@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import sys
 from contextlib import ExitStack, nullcontext
+from functools import partial
 
 import torch
 
 from sid_ray.config import Config, load_config
+from sid_ray.storage.mirror import Mirror
 from sid_ray.teachers.modules import Handed
 from sid_ray.teachers.start import Start
 from sid_ray.training.best_effort import BestEffort
@@ -21,9 +23,11 @@ from sid_ray.training.distributed import World, join_world
 from sid_ray.training.engines import Networks, build_networks
 from sid_ray.training.evaluator import Evaluator
 from sid_ray.training.fit import fitted_student
+from sid_ray.training.guard import Diverged
 from sid_ray.training.loop import Loop
 from sid_ray.training.outside import Outside, PlainOutside
 from sid_ray.training.progress import Progress
+from sid_ray.training.rollback import discard_abandoned, refuse_to_go_on, roll_back, slowed
 from sid_ray.training.run_directory import RunDirectory, check_workers, claim, open_run, start_of
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
@@ -34,19 +38,39 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Hand
     """Train on this rank, from the newest complete checkpoint if there is one; returns the final counters.
 
     `config` and the run's directory have been checked (`open_run`). `handed`: networks that a Python program handed
-    over. Every rank of the job calls this.
+    over. Every rank of the job calls this. A run that diverges and may roll back leaves and resumes here, as another
+    process would; TrainingStopped if it may not.
     """
     torch.set_num_threads(config.cluster.cpus_per_worker)
     world = join_world()
     check_workers(config, world.size)
     run.pull()
     world.barrier()
+    mirror = run.mirror(outside.note) if world.is_first else None
+    with mirror or nullcontext():
+        while True:
+            try:
+                return _resume(config, run, outside, handed, world, mirror)
+            except Diverged as trouble:
+                refuse_to_go_on(config, run, trouble)
+                rollback = world.once(partial(roll_back, run, mirror, trouble))
+            if world.is_first:
+                factor = config.guard.rollback_lr_factor**rollback.number
+                outside.note(f"{rollback}; learning rates x {factor:g}")
+
+
+def _resume(
+    config: Config, run: RunDirectory, outside: Outside, handed: Handed, world: World, mirror: Mirror | None
+) -> Progress:
+    """Train from where the run stands to its end, or to a stop, or until it diverges (Diverged)."""
+    rollbacks = world.once(lambda: discard_abandoned(run))
     slots = slots_of_rank(config.num_slots, world.rank, world.size)
     start = start_of(config, run, handed)
     restored = restore_or_start(config, run, start, world, len(slots), outside)
     if restored is None:
         return Progress()
     networks, progress = restored
+    progress.rollbacks = len(rollbacks)
     draws = SeededDraws(
         denoiser=networks.plain,
         micro_batch=config.engine.micro_batch,
@@ -59,15 +83,15 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Hand
         class_weights=config.method.class_weights,
     )
     attempt = BestEffort(outside.note)
-    mirror = run.mirror(outside.note) if world.is_first else None
-    board = Board(run, config, progress.nimg, attempt) if world.is_first else None
+    board = Board(run, config, progress.nimg, attempt, rollbacks) if world.is_first else None
     watchdog = Watchdog(config.cluster.hang_timeout_seconds, run.error_log, f"worker {world.rank} of {world.size}")
+    slower = slowed(config, progress.rollbacks)
     loop = Loop(
-        config=config,
+        config=slower,
         run=run,
         world=world,
         networks=networks,
-        iteration=Iteration(config, networks, draws, slots),
+        iteration=Iteration(slower, networks, draws, slots),
         evaluator=Evaluator(config, run, start, world, networks.plain),
         progress=progress,
         outside=outside,
@@ -76,16 +100,14 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Hand
         mirror=mirror,
         watchdog=watchdog,
     )
-    with mirror or nullcontext():
-        try:
-            if loop.train():
-                loop.finish()
-        finally:
-            watchdog.close()
-            if board:
-                board.close()
-            networks.generator.destroy()
-            networks.fake_score.destroy()
+    try:
+        if loop.train():
+            loop.finish()
+    finally:
+        watchdog.close()
+        if board:
+            board.close()
+        networks.destroy()
     return progress
 
 

@@ -15,7 +15,7 @@ from sid_ray.storage.s3 import S3Folder
 from sid_ray.training import checkpoints
 from sid_ray.training.board import read_metrics
 from sid_ray.training.checkpoints import complete_names
-from sid_ray.training.loop import TrainingStopped
+from sid_ray.training.guard import TrainingStopped
 from tests.alone import Recorder, largest_file, train
 from tests.conftest import job_writer
 from tests.faults.flaky_s3 import HOW, FlakyS3
