@@ -205,6 +205,8 @@ def _follow(trainer: Any, bulletin: Any, run: RunDirectory, display: Display, lo
         raise UserError(message)
     if kind == "TrainingStopped":
         raise TrainingStopped(message)
+    if kind == "Taken":
+        raise DistillationFailed(message)
     if errors and not failure:
         run.record_failure("".join(traceback.format_exception(errors[0])))
     first_line = message.strip().splitlines()[0] if message.strip() else kind
