@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from sid_ray.config import Config, fields, load_config
+from sid_ray.config import INCEPTION_ADDRESS, Config, fields, load_config
 from sid_ray.errors import UserError
 
 app = typer.Typer(
@@ -22,6 +22,12 @@ teach_app = typer.Typer(no_args_is_help=True, help="Train a built-in teacher aga
 app.add_typer(presets_app, name="presets")
 app.add_typer(teach_app, name="teach")
 
+FEATURES = "Feature network: digits, inception, a TorchScript file (.pt), or python:package.module:factory (runs it)."
+DETECTOR = "Where Inception's TorchScript file lies: a path or an address; its sha256 is checked."
+WORKERS = (
+    "Processes that share the images, one GPU (or CPU) each; auto: all GPUs of this machine or of the cluster at "
+    "RAY_ADDRESS, else one. The result does not depend on it."
+)
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -85,7 +91,7 @@ def distill(
         _print_plan(config)
         return
     from sid_ray.launch.console import print_summary
-    from sid_ray.launch.trainer import DistillationFailed
+    from sid_ray.launch.following import DistillationFailed
     from sid_ray.launch.trainer import distill as run_distillation
     from sid_ray.training.loop import TrainingStopped
     from sid_ray.training.progress import Progress
@@ -126,19 +132,14 @@ def generate(
         list[int] | None,
         typer.Option("--label", help="Class index; repeat for several, taken in turn. Default: drawn."),
     ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 250,
+    workers: Annotated[str, typer.Option(help=WORKERS)] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
 ) -> None:
     """Sample a one-step generator."""
-    from sid_ray.evaluation.export_images import write_images
-    from sid_ray.teachers.sources import load_generator
+    from sid_ray.launch.measuring import generate_images
 
-    generator = load_generator(model)
-    labels = [label[i % len(label)] for i in range(num)] if label else None
-    try:
-        images = generator.sample(num, seed=seed, class_labels=labels)
-    except ValueError as error:
-        raise UserError(f"--label: {error}") from error
-    print(f"{num} images in {write_images(out, images, overwrite)}")
+    print(f"{num} images in {generate_images(model, num, out, seed, label, batch, workers, overwrite)}")
 
 
 @app.command()
@@ -171,21 +172,49 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A generator or a teacher: whatever teacher.path may be.")],
     num: Annotated[int, typer.Option(min=5, help="Images per trial.")] = 2000,
     metrics: Annotated[str, typer.Option(help="What to measure, with commas: fid, is, kid, pr.")] = "fid",
-    features: Annotated[str, typer.Option(help="Feature network.")] = "digits",
-    reference: Annotated[str, typer.Option(help="Reference statistics (.npz), or builtin:digits.")] = "builtin:digits",
+    features: Annotated[str, typer.Option(help=FEATURES)] = "digits",
+    detector: Annotated[str, typer.Option(help=DETECTOR)] = INCEPTION_ADDRESS,
+    reference: Annotated[
+        str, typer.Option(help="Reference statistics: an .npz file or its address, or builtin:digits.")
+    ] = "builtin:digits",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first trial's latents.")] = 0,
     trials: Annotated[int, typer.Option(min=1, help="Measurements, each with latents of its own.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Heun steps of a teacher (18 steps are 35 evaluations).")] = 18,
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 250,
+    workers: Annotated[str, typer.Option(help=WORKERS)] = "auto",
+    json: Annotated[Path | None, typer.Option(help="Also write the numbers to this new file.")] = None,
 ) -> None:
     """Measure a generator or a teacher: all metrics from one pass of images."""
-    from sid_ray.evaluation.measure import prepare, too_few
-    from sid_ray.launch.console import measure_trials
+    from sid_ray.evaluation.measure import prepare, warnings
+    from sid_ray.launch.measuring import check_new, measure_trials, write_trials
 
-    setup = prepare(model, metrics, features, reference, steps)
-    if warning := too_few(setup, num):
+    check_new("--json", json)
+    setup, seeds = prepare(model, metrics, features, reference, steps, detector), range(seed, seed + trials)
+    for warning in warnings(setup, num):
         print(f"warning: {warning}", file=sys.stderr)
-    measure_trials(setup, num, range(seed, seed + trials), batch)
+    measured = measure_trials(setup, num, seeds, batch, workers)
+    if json:
+        write_trials(json, setup, reference, num, seeds, measured)
+
+
+@app.command()
+def stats(
+    images: Annotated[str, typer.Argument(help="Folder (searched recursively) or zip of images, or an .npz of them.")],
+    out: Annotated[Path, typer.Option(help="The .npz file to write.")],
+    features: Annotated[str, typer.Option(help=FEATURES)] = "inception",
+    detector: Annotated[str, typer.Option(help=DETECTOR)] = INCEPTION_ADDRESS,
+    sample: Annotated[
+        int, typer.Option(min=0, help="Images whose features are kept, for KID, precision and recall.")
+    ] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed that chooses them.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 250,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+) -> None:
+    """Make reference statistics of images: all of one size, all grey or all RGB."""
+    from sid_ray.launch.measuring import make_reference
+
+    made = make_reference(images, out, features, detector, sample, seed, batch, overwrite)
+    print(f"{made.num} images, {len(made.mu)} features of {made.features}: reference statistics in {out}")
 
 
 @teach_app.command("digits")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sid_ray.errors import UserError
 
+TEACHER_REFERENCE = "teacher"
+"""`evaluation.reference` that is made from the teacher's own samples."""
 PRESETS = Path(__file__).parent / "presets"
+INCEPTION_ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+"""Where the detector of published FIDs is published."""
 
 
 class Section(BaseModel):
@@ -31,7 +36,7 @@ class Teacher(Section):
 
     path: str
     """Model directory of the teacher, an EDM checkpoint (.pkl), a diffusers folder (UNet2DModel), the s3:// or https://
-    address of one, or `builtin:digits`."""
+    address of one, `builtin:digits`, or `python:package.module:factory`, which runs your own code."""
     random: bool = False
     """Smoke tests only: a teacher of this architecture with fresh random weights instead of its own; the path
     is a model directory, or names a public teacher, and nothing is fetched."""
@@ -137,12 +142,18 @@ class Batch(Section):
 
 
 class Init(Section):
-    """Warm start of the trained networks."""
+    """Where the trained networks start."""
 
+    student: str | None = None
+    """Network of another architecture for generator and fake score, given as teacher.path is; unset: the teacher's."""
+    fit_kimg: float = Field(100, ge=0)
+    """Thousands of images with which a student learns the teacher's denoiser before the run; 0: not at all."""
+    fit_lr: float = Field(1e-3, gt=0, lt=1)
+    """Learning rate of that fit at its beginning; it falls to 0 as a half cosine."""
     generator: str | None = None
-    """What to start the generator from, given as teacher.path is; unset: the teacher."""
+    """What to start the generator from, given as teacher.path is; unset: the student, or the teacher."""
     fake_score: str | None = None
-    """What to start the fake score from, given as teacher.path is; unset: the teacher."""
+    """What to start the fake score from, given as teacher.path is; unset: the student, or the teacher."""
 
 
 class Evaluation(Section):
@@ -154,9 +165,14 @@ class Evaluation(Section):
     """Images per evaluation, the same for the whole run: FID's bias depends on it. 0: FID is never measured, no
     feature network and no reference are needed, and the latest average is kept instead of the best."""
     features: str = "digits"
-    """Feature network of FID."""
+    """Feature network of FID: `digits`, `inception` (published FIDs), `pixels` (the pixels themselves), `points`
+    (coordinates of points, and waves that see modes), a TorchScript file (.pt) or `python:package.module:factory`,
+    which runs your own code; see docs/metrics.md."""
+    detector: str = INCEPTION_ADDRESS
+    """Where Inception's TorchScript file lies: a path or an address; its sha256 is checked."""
     reference: str = "builtin:digits"
-    """Reference statistics (.npz), or `builtin:digits`."""
+    """Reference statistics (.npz, also at https:// or s3://), `builtin:digits`, or `teacher`: made once per run, from
+    evaluation.num_images many-step samples of the teacher itself."""
     batch: int = Field(250, ge=1)
     """Images per forward pass while sampling."""
     seed: int = Field(0, ge=0)
@@ -172,6 +188,14 @@ class Evaluation(Section):
         if num_images == 1:
             raise ValueError("allowed: 2 or more, or 0 for no evaluation")
         return num_images
+
+    @model_validator(mode="after")
+    def _a_teacher_as_reference_is_sampled(self) -> Evaluation:
+        if self.reference == TEACHER_REFERENCE and not self.teacher_steps:
+            raise ValueError(
+                "evaluation.teacher_steps: 0 makes no samples for evaluation.reference 'teacher'; allowed: 1 on"
+            )
+        return self
 
 
 class Guard(Section):
@@ -193,7 +217,7 @@ class Run(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random."""
     report_every_kimg: float = Field(50, gt=0)
-    """Interval of progress lines and scalars; a stop request is noticed here."""
+    """Interval of progress lines and scalars."""
     sample_every_kimg: float = Field(500, gt=0)
     """Interval of sample grids (each also comes with an evaluation)."""
     sample_images: int = Field(100, ge=0)
@@ -219,21 +243,46 @@ class Run(Section):
 class Cluster(Section):
     """What Ray gives the run."""
 
-    workers: int | Literal["auto"] = "auto"
-    """Number of workers; auto: one per GPU present, or two on a machine without."""
+    workers: int | str = "auto"
+    """Number of workers; a range such as "2-8": as many as there is room for; auto: one per GPU present, or two on
+    a machine without."""
     use_gpu: bool | Literal["auto"] = "auto"
     """Whether a worker gets a GPU; auto: if there are any."""
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs (and threads) of a worker."""
-    max_failures: int = Field(0, ge=0)
-    """How often lost workers are restarted from the last checkpoint."""
+    max_failures: int = Field(3, ge=0)
+    """How often lost workers are restarted from the last checkpoint before the command gives up. Machines that are
+    taken away with notice, and resizes, do not count."""
+    hang_timeout_seconds: float | None = Field(1800, gt=0)
+    """A worker that makes no progress in training for so long is ended, and counts as lost; unset: never. It must be
+    longer than the slowest iteration, the first one included; evaluations and checkpoints may take longer."""
+    resize_seconds: float = Field(600, ge=1)
+    """With a range of workers: room for more must have been there for so long before the run grows into it (which
+    costs a checkpoint and a restart)."""
 
-    @field_validator("workers")
+    @field_validator("workers", mode="before")
     @classmethod
-    def _at_least_one(cls, workers: int | str) -> int | str:
-        if isinstance(workers, int) and workers < 1:
-            raise ValueError("allowed: 'auto' or a number of at least 1")
+    def _number_range_or_auto(cls, workers: object) -> object:
+        if isinstance(workers, str) and re.fullmatch(r"[0-9]+", workers):
+            workers = int(workers)
+        low, high = 0, 0
+        if isinstance(workers, int) and not isinstance(workers, bool):
+            low = high = workers
+        elif isinstance(workers, str) and (bounds := re.fullmatch(r"([0-9]+)-([0-9]+)", workers)):
+            low, high = int(bounds[1]), int(bounds[2])
+        if workers != "auto" and not 1 <= low <= high:
+            raise ValueError("allowed: 'auto', a number of at least 1, or a range such as '2-8'")
         return workers
+
+    @property
+    def worker_range(self) -> tuple[int, int] | None:
+        """(fewest, most) workers; None if it is for the cluster to say."""
+        if isinstance(self.workers, int):
+            return self.workers, self.workers
+        if self.workers == "auto":
+            return None
+        low, high = self.workers.split("-")
+        return int(low), int(high)
 
 
 class Config(Section):
@@ -288,6 +337,7 @@ MAY_CHANGE_ON_RESUME = (
     "run.total_kimg", "run.report_every_kimg", "run.sample_every_kimg", "run.sample_images",
     "run.checkpoint_every_kimg", "run.keep_checkpoints", "run.keep_best", "run.max_checkpoint_failures", "run.storage",
     "evaluation.every_kimg", "evaluation.batch", "evaluation.confirmations",
+    "evaluation.detector",
 )  # fmt: skip
 """Sections and fields with which a run may be continued differently; all others make another run."""
 
@@ -322,6 +372,14 @@ def load_config(preset_or_yaml: str, overrides: Mapping[str, Any] | None = None)
     if isinstance(tree["run"], dict):
         tree["run"].setdefault("name", path.stem)
     for dotted, value in (overrides or {}).items():
+        _override(tree, dotted, value)
+    return parse_config(tree)
+
+
+def override(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The configuration with dotted overrides, validated again. UserError as in `load_config`."""
+    tree = config.model_dump()
+    for dotted, value in overrides.items():
         _override(tree, dotted, value)
     return parse_config(tree)
 

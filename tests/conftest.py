@@ -107,7 +107,7 @@ def bucket(s3_server, tmp_path, monkeypatch):
 
 @pytest.fixture
 def web(tmp_path, monkeypatch):
-    """(folder, address) of an HTTP server on this machine."""
+    """(folder, address) of an HTTP server on this machine; what is fetched is cached in a folder of the test's own."""
     import functools
     import http.server
     import threading

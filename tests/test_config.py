@@ -20,6 +20,11 @@ BAD = [
     ({"method.alhpa": 1}, ["method.alhpa", "no such field", "did you mean 'method.alpha'"]),
     ({"method": 1}, ["method", "no such field"]),
     ({"cluster.workers": 0}, ["cluster.workers", "0", "at least 1"]),
+    ({"cluster.workers": "8-2"}, ["cluster.workers", "'8-2'", "such as '2-8'"]),
+    ({"cluster.workers": "0-2"}, ["cluster.workers", "'0-2'", "such as '2-8'"]),
+    ({"cluster.workers": "many"}, ["cluster.workers", "'many'", "'auto'"]),
+    ({"cluster.workers": True}, ["cluster.workers", "True", "'auto'"]),
+    ({"cluster.hang_timeout_seconds": 0}, ["cluster.hang_timeout_seconds", "greater than 0"]),
     ({"run.name": "../up"}, ["run.name", "'../up'"]),
     ({"optimizer.generator_lr": -1}, ["optimizer.generator_lr", "-1", "greater than 0"]),
     ({"method.class_weights": "[1, -1]"}, ["method.class_weights", "[1, -1]", "numbers of 0 or more, not all 0"]),
@@ -53,6 +58,14 @@ def test_a_resolved_configuration_reads_back():
     assert (config.method.alpha, config.optimizer.generator_lr, config.cluster.workers) == (1.0, 2e-4, 3)
     assert parse_config(yaml.safe_load(config.to_yaml())) == config
     assert config.run.name == "digits"
+
+
+def test_worker_counts():
+    counts = {"auto": None, 3: (3, 3), "3": (3, 3), "2-8": (2, 8), "2-2": (2, 2)}
+    for given_count, expected in counts.items():
+        config = load_config("digits", {"cluster.workers": given_count})
+        assert config.cluster.worker_range == expected
+        assert parse_config(yaml.safe_load(config.to_yaml())) == config
 
 
 def test_every_field_is_documented_and_in_the_help():

@@ -14,9 +14,9 @@ class Denoiser(nn.Module):
     """What teacher, fake score and generator are: a module with these attributes, called like this.
 
     Own modules derive from it, or merely have the attributes; parameters are known by their names alone.
-    `forward(x, sigma, class_labels=None, augment_labels=None)`: noisy images `x` (N, C, H, W) float32 in the units of
-    the images, `sigma` a number, a scalar or (N,), `class_labels` one-hot (N, label_dim) or None; returns the denoised
-    images, float32, of the shape of `x`. `augment_labels` are passed only if `augment_dim` is not 0.
+    `forward(x, sigma, class_labels=None)`: noisy images `x` (N, C, H, W) float32 in the units of the images, `sigma`
+    (N,) float32, `class_labels` one-hot (N, label_dim), or None for no class; returns the denoised images, float32, of
+    the shape of `x`. With an `augment_dim`, also `augment_labels` (N, augment_dim), or None for none.
     """
 
     image_shape: tuple[int, int, int]

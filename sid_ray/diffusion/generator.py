@@ -13,7 +13,7 @@ from sid_ray.diffusion.denoiser import Denoiser
 
 def generate(denoiser: nn.Module, z: Tensor, sigma_init: float, class_labels: Tensor | None = None) -> Tensor:
     """G(z) = D(sigma_init z; sigma_init): images (N, C, H, W), float32, about [-1, 1], from unit normals `z`."""
-    return denoiser(z * sigma_init, sigma_init, class_labels)
+    return denoiser(z * sigma_init, z.new_full((len(z),), sigma_init), class_labels)
 
 
 def one_hot(indices: Tensor, label_dim: int) -> Tensor | None:
@@ -88,17 +88,26 @@ class OneStepGenerator(nn.Module):
         images (to rounding) at any `batch`. Raises ValueError for labels of a wrong shape, outside the range, or of
         an unconditional model.
         """
-        indices = self._check_labels(num, class_labels)
-        device = next(self.parameters()).device
+        indices = self.check_labels(num, class_labels)
         images = []
         for start in range(0, num, batch):
             part = range(start, min(start + batch, num))
-            given = None if indices is None else indices[start : part.stop]
-            z, labels = draw_latents(self.denoiser, seed, part, given, self.class_weights)
-            images.append(self(z.to(device), None if labels is None else labels.to(device)).cpu())
+            chosen = None if indices is None else indices[start : part.stop]
+            images.append(self.sample_numbers(part, seed, chosen).cpu())
         return torch.cat(images) if images else torch.empty(0, *self.denoiser.image_shape)
 
-    def _check_labels(self, num: int, class_labels: Tensor | list[int] | None) -> Tensor | None:
+    @torch.no_grad()
+    def sample_numbers(self, numbers: range, seed: int = 0, class_labels: Tensor | None = None) -> Tensor:
+        """The images of these numbers, those that `sample` puts there: float32 (n, C, H, W), on this module's device.
+
+        `class_labels`: checked class indices (n,), or None to draw them.
+        """
+        device = next(self.parameters()).device
+        z, labels = draw_latents(self.denoiser, seed, numbers, class_labels, self.class_weights)
+        return self(z.to(device), None if labels is None else labels.to(device))
+
+    def check_labels(self, num: int, class_labels: Tensor | list[int] | None) -> Tensor | None:
+        """The class indices (num,) as a tensor; None if they are to be drawn. ValueError if they are not allowed."""
         if class_labels is None:
             return None
         if not self.label_dim:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import torch
@@ -11,21 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sid_ray.config import INCEPTION_ADDRESS
 from sid_ray.errors import UserError
-from sid_ray.teachers.model_directory import ASSETS
-
-
-class FeatureNetwork(nn.Module):
-    """uint8 images (N, C, H, W) in 0..255 -> float32 features (N, num_features)."""
-
-    name: str
-    """What `evaluation.features` calls it, and what reference statistics record."""
-    num_features: int
-
-    def probabilities(self, features: Tensor) -> Tensor | None:
-        """Class probabilities (N, classes) of the images with these features (N, num_features); None if the
-        network knows no classes. The inception score needs them."""
-        return None
+from sid_ray.evaluation.detectors import TORCHSCRIPT, load_inception, load_python, load_torchscript
+from sid_ray.evaluation.feature_network import FeatureNetwork, ImageShape
+from sid_ray.teachers.model_directory import ASSETS, absolute
+from sid_ray.teachers.user_code import PYTHON, is_python
 
 
 class DigitsFeatures(FeatureNetwork):
@@ -36,6 +28,7 @@ class DigitsFeatures(FeatureNetwork):
     """
 
     name = "digits"
+    image_shape: ImageShape = (1, 8, 8)
 
     def __init__(self, num_features: int = 64, num_classes: int = 10):
         super().__init__()
@@ -128,12 +121,95 @@ def load_digits_features(path: Path = ASSETS / "digits" / "features.safetensors"
     return network.eval().requires_grad_(False)
 
 
-FEATURES: dict[str, Callable[[], FeatureNetwork]] = {"digits": load_digits_features}
-"""Loaders of the feature networks by the name that `evaluation.features` gives them."""
+def load_digits(image_shape: ImageShape, detector: str) -> FeatureNetwork:
+    """The packaged classifier of digits. UserError for other images than it knows."""
+    if image_shape != DigitsFeatures.image_shape:
+        raise UserError(
+            f"evaluation.features: 'digits' looks at images of {_size(DigitsFeatures.image_shape)} (channels, height, "
+            f"width); these are {_size(image_shape)}"
+        )
+    return load_digits_features()
 
 
-def load_features(name: str) -> FeatureNetwork:
-    """The frozen feature network called `name`, in eval mode, on the CPU. UserError for another name."""
-    if name not in FEATURES:
-        raise UserError(f"evaluation.features: there is no feature network {name!r}; allowed: {', '.join(FEATURES)}")
-    return FEATURES[name]()
+def _size(shape: ImageShape) -> str:
+    return " x ".join(map(str, shape))
+
+
+class PixelFeatures(FeatureNetwork):
+    """No network at all: the pixels, float in [-1, 1]. FID then compares mean and covariance of the images themselves,
+    and nothing beyond: for points, see `PointFeatures`.
+    """
+
+    name = "pixels"
+
+    def __init__(self, image_shape: ImageShape):
+        super().__init__()
+        self.num_features = prod(image_shape)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 (N, C H W) of uint8 images (N, C, H, W)."""
+        return images.flatten(1).float() / 127.5 - 1
+
+
+class PointFeatures(FeatureNetwork):
+    """Coordinates of points (C, 1, 1) in [-1, 1], and cosines and sines of them along fixed directions.
+
+    Means and covariances of coordinates do not see modes; those of waves do, as long as their length is that of the
+    structure (random Fourier features: Rahimi & Recht 2007).
+    """
+
+    name = "points"
+    waves: Tensor
+    """Wave vectors (DIRECTIONS x wave numbers, C)."""
+    DIRECTIONS, WAVE_NUMBERS = 8, (2.5, 5.0, 10.0)
+    """A wave number of 10 has a length of 0.63."""
+
+    def __init__(self, image_shape: ImageShape):
+        super().__init__()
+        if image_shape[1:] != (1, 1):
+            raise UserError(f"evaluation.features: 'points' looks at points (C, 1, 1), not at images of {image_shape}")
+        rng = torch.Generator().manual_seed(0)
+        directions = F.normalize(torch.randn(self.DIRECTIONS, image_shape[0], generator=rng), dim=1)
+        self.register_buffer("waves", torch.cat([k * directions for k in self.WAVE_NUMBERS]))
+        self.num_features = image_shape[0] + 2 * len(self.waves)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 (N, num_features) of uint8 points (N, C, 1, 1)."""
+        points = images.flatten(1).float() / 127.5 - 1
+        phase = points @ self.waves.T
+        return torch.cat([points, phase.cos(), phase.sin()], dim=1)
+
+
+FEATURES: dict[str, Callable[[ImageShape, str], FeatureNetwork]] = {
+    "digits": load_digits,
+    "inception": load_inception,
+    "pixels": lambda image_shape, detector: PixelFeatures(image_shape),
+    "points": lambda image_shape, detector: PointFeatures(image_shape),
+}
+"""Loaders of the feature networks by the name that `evaluation.features` gives them; they take the shape of the
+images and `evaluation.detector`."""
+
+
+def absolute_features(name: str) -> str:
+    """The name as it means the same from any working directory: a TorchScript file's path becomes absolute."""
+    return absolute(name) if name.endswith(TORCHSCRIPT) and not is_python(name) else name
+
+
+def load_features(name: str, image_shape: ImageShape, detector: str = INCEPTION_ADDRESS) -> FeatureNetwork:
+    """The frozen feature network called `name` for images (C, H, W), in eval mode, on the CPU.
+
+    `name`: one of FEATURES, a TorchScript file, or `python:package.module:factory`. `detector`: where Inception's file
+    lies. UserError for another name, a missing or wrong file, or images that the network does not look at.
+    """
+    if is_python(name):
+        network = load_python(name, image_shape)
+    elif name.endswith(TORCHSCRIPT):
+        network = load_torchscript(name, image_shape)
+    elif name in FEATURES:
+        network = FEATURES[name](image_shape, detector)
+    else:
+        raise UserError(
+            f"evaluation.features: there is no feature network {name!r}; allowed: {', '.join(FEATURES)}, a TorchScript "
+            f"file (*{TORCHSCRIPT}), or {PYTHON}package.module:factory"
+        )
+    return network.eval().requires_grad_(False)

@@ -25,7 +25,11 @@ def tile(images: Tensor, columns: int) -> NDArray[np.uint8]:
 
     Small images are enlarged, and a grey gap keeps neighbours apart.
     """
-    pixels = quantise(images).cpu()
+    return tile_pixels(quantise(images).cpu(), columns)
+
+
+def tile_pixels(pixels: Tensor, columns: int) -> NDArray[np.uint8]:
+    """`tile` of uint8 images (N, C, H, W) on the CPU."""
     zoom = -(-SMALLEST_SIDE // pixels.shape[-1])
     pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     pixels = torch.nn.functional.pad(pixels, (GAP, GAP, GAP, GAP), value=GREY)
@@ -52,6 +56,33 @@ def sample_grid(generator: OneStepGenerator, num: int, seed: int = 0) -> tuple[T
     rows = torch.arange(num) // columns
     labels = rows % generator.label_dim if generator.label_dim else None
     return generator.sample(num, seed=seed, class_labels=labels), columns
+
+
+def plot_points(generated: Tensor, teachers: Tensor) -> NDArray[np.uint8]:
+    """Points (N, d, 1, 1) of the generator beside the teacher's, as a uint8 picture (H, W, 3).
+
+    The first two coordinates; a histogram if there is only one. Both have the axes of the teacher's points.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    sets = (("one step", generated, "tab:blue"), ("teacher, many steps", teachers, "tab:red"))
+    low, high = float(teachers.min()), float(teachers.max())
+    margin = 0.1 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    for axes, (title, points, colour) in zip(panels, sets, strict=True):
+        flat = points.flatten(1).numpy()
+        if flat.shape[1] == 1:
+            axes.hist(flat[:, 0], bins=60, range=limits, color=colour)
+        else:
+            axes.scatter(flat[:, 0], flat[:, 1], s=3, color=colour)
+            axes.set(ylim=limits, aspect="equal")
+        axes.set(title=title, xlim=limits)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def plot_fid(path: Path, nimg: Sequence[int], fid: Sequence[float], teacher_fid: float | None, title: str) -> None:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sid_ray.errors import UserError
+from sid_ray.evaluation.feature_network import FeatureNetwork
+from sid_ray.storage import fetch
 from sid_ray.teachers.model_directory import ASSETS, BUILTIN
 
 FIELD = "evaluation.reference"
@@ -113,7 +115,7 @@ def save_reference(path: Path, reference: ReferenceStatistics) -> None:
 
 
 def load_reference(path: str | Path) -> ReferenceStatistics:
-    """Read reference statistics: an `.npz` file, or `builtin:digits`.
+    """Read reference statistics: an `.npz` file, also at `https://` or `s3://`, or `builtin:digits`.
 
     Keys `mu` (d,) and `sigma` (d, d) as in EDM's files, and `num` and `features` where present. Pickled arrays
     are never loaded. UserError naming `evaluation.reference` if the file is missing or malformed.
@@ -134,14 +136,23 @@ def load_reference(path: str | Path) -> ReferenceStatistics:
         ) from error
 
 
+def check_fits(reference: ReferenceStatistics, network: FeatureNetwork, what: str) -> None:
+    """UserError, calling the reference `what`, unless it is of this feature network, as far as it says."""
+    if len(reference.mu) != network.num_features or reference.features not in ("", network.name):
+        raise UserError(
+            f"{what} has {len(reference.mu)} features of {reference.features or 'an unnamed network'}, the feature "
+            f"network {network.name} has {network.num_features}"
+        )
+
+
 def _resolve(path: str) -> Path:
     builtin = sorted(p.parent.name for p in ASSETS.glob("*/reference.npz"))
-    allowed = f"allowed: an .npz file, or one of {', '.join(BUILTIN + name for name in builtin)}"
+    allowed = f"allowed: an .npz file or its address, or one of {', '.join(BUILTIN + name for name in builtin)}"
     if path.startswith(BUILTIN):
         if path.removeprefix(BUILTIN) not in builtin:
             raise UserError(f"{FIELD}: there is no built-in reference {path!r}; {allowed}")
         return ASSETS / path.removeprefix(BUILTIN) / "reference.npz"
-    file = Path(path).expanduser()
+    file = fetch(path, FIELD)
     if not file.is_file():
         raise UserError(f"{FIELD}: {path!r} is not a file; {allowed}")
     return file

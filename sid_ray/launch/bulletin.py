@@ -1,71 +1,81 @@
-"""The bulletin: a small Ray actor through which workers tell the driver, and the driver asks them to stop."""
+"""The bulletin: a small Ray actor through which workers tell the driver, and the driver asks them to stop.
+
+One per launch of a worker group; it lives beside the driver, so that no lost worker takes it along. Ray may restart
+the group meanwhile (lost workers): whatever failed before, the outcome counts.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-import ray.train
 
-from sid_ray.training.outside import Outside
+@dataclass
+class News:
+    """What has happened since the driver last asked."""
+
+    at_work: int
+    """Size of the worker group that is running; 0 while there is none."""
+    reports: list[dict[str, Any] | str] = field(default_factory=list)
+    """Figures and notes, in order."""
+    losses: list[str] = field(default_factory=list)
+    """Each time workers were lost: who, and why."""
+    joined: bool = False
+    """Whether a group has started to work."""
 
 
 class Bulletin:
-    """Reports and notes in order, the first failure, the outcome, and whether to stop."""
+    """Reports in order, losses, whether to stop, and how it ended."""
 
     def __init__(self) -> None:
-        self.reports: list[dict[str, Any] | str] = []
-        self.failure: tuple[str, str] | None = None
+        self.news = News(at_work=0)
+        self.stopping = self.lost = False
+        self.given_up: dict[int, tuple[str, str]] = {}
+        self.leaving: str | None = None
         self.outcome: dict[str, Any] | None = None
-        self.stopping = False
+
+    def join(self, rank: int, size: int) -> bool:
+        """A worker has started; returns whether there is anything to do."""
+        if self.stopping or self.given_up:
+            return False
+        self.lost = False
+        if rank == 0:
+            self.news.at_work, self.news.joined = size, True
+        return True
 
     def post(self, report: dict[str, Any] | str) -> None:
         """Add a report (figures) or a note (text)."""
-        self.reports.append(report)
+        self.news.reports.append(report)
 
-    def fail(self, kind: str, message: str) -> None:
-        """Record a failure; the first one counts."""
-        self.failure = self.failure or (kind, message)
+    def lose(self, who: str) -> None:
+        """Workers were lost; Ray restarts the group, or ends the run. It may say so more than once of a group."""
+        if not self.lost:
+            self.news.losses.append(who)
+        self.lost, self.news.at_work = True, 0
+
+    def give_up(self, rank: int, kind: str, message: str) -> int:
+        """A worker has met what no restart can mend; returns how many have."""
+        self.given_up[rank] = kind, message
+        return len(self.given_up)
+
+    def leave(self, reason: str) -> None:
+        """A worker knows why the group is to leave."""
+        self.leaving = self.leaving or reason
 
     def end(self, outcome: dict[str, Any]) -> None:
         """Record how the run ended."""
         self.outcome = outcome
 
-    def stop(self) -> None:
-        """Ask the workers to stop at their next tick."""
-        self.stopping = True
-
     def should_stop(self) -> bool:
         """Whether the driver asked to stop."""
         return self.stopping
 
-    def read(self) -> list[dict[str, Any] | str]:
-        """Take the reports and notes since the last call."""
-        reports, self.reports = self.reports, []
-        return reports
+    def exchange(self, stop: bool) -> News:
+        """The driver's call: it may ask the workers to stop, and takes the news."""
+        self.stopping = self.stopping or stop
+        news, self.news = self.news, News(at_work=self.news.at_work)
+        return news
 
-    def result(self) -> tuple[tuple[str, str] | None, dict[str, Any] | None]:
-        """(failure, outcome)."""
-        return self.failure, self.outcome
-
-
-class RayOutside(Outside):
-    """A worker's surroundings under Ray Train: metrics go to Ray and to the bulletin."""
-
-    def __init__(self, bulletin: Any):
-        self.bulletin = bulletin
-        self.first = ray.train.get_context().get_world_rank() == 0
-
-    def report(self, metrics: dict[str, Any]) -> None:
-        """Report to the driver (first worker) and to Ray (all, collectively); metrics only, no checkpoint."""
-        if self.first:
-            ray.get(self.bulletin.post.remote(metrics))
-        ray.train.report({k: v for k, v in metrics.items() if v is not None})
-
-    def note(self, text: str) -> None:
-        """Tell the driver's terminal."""
-        ray.get(self.bulletin.post.remote(text))
-
-    def should_stop(self) -> bool:
-        """Whether the driver asked to stop."""
-        return bool(ray.get(self.bulletin.should_stop.remote()))
+    def result(self) -> tuple[tuple[str, str] | None, dict[str, Any] | None, str | None]:
+        """((kind, message) of what no restart can mend, outcome, why the workers left)."""
+        return next(iter(self.given_up.values()), None), self.outcome, self.leaving

@@ -12,7 +12,6 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from sid_ray.config import Config
-from sid_ray.evaluation.measure import Setup, measure
 from sid_ray.teachers.untrained import WARNING
 from sid_ray.training.evaluator import mean_and_deviation
 from sid_ray.training.outside import duration, progress_line
@@ -110,27 +109,6 @@ def print_summary(run: RunDirectory, p: Counters, config: Config) -> None:
     else:
         following.insert(0, "the same command again   (resumes)")
     console.print("Next:\n  " + "\n  ".join(following), markup=False)
-
-
-def measure_trials(setup: Setup, num: int, seeds: range, batch: int) -> list[dict[str, float]]:
-    """Measure a model once per seed, with a progress bar on a terminal, and print a table with mean and deviation."""
-    trials = []
-    with Progress(disable=not sys.stdout.isatty(), transient=True) as bar:
-        task = bar.add_task("images", total=num * len(seeds))
-        for seed in seeds:
-            trials.append(measure(setup, num, seed, batch, lambda count: bar.advance(task, count)))
-    table = Table(title=f"{num} images per trial, features: {setup.features.name}")
-    for heading in ("seed", *trials[0]):
-        table.add_column(heading, no_wrap=True)
-    for seed, values in zip(seeds, trials, strict=True):
-        table.add_row(str(seed), *(f"{v:.4f}" for v in values.values()))
-    if len(trials) > 1:
-        columns = [[trial[name] for trial in trials] for name in trials[0]]
-        table.add_section()
-        table.add_row("mean", *(f"{statistics.fmean(column):.4f}" for column in columns))
-        table.add_row("±", *(f"{statistics.stdev(column):.4f}" for column in columns))
-    Console(highlight=False, soft_wrap=True).print(table)
-    return trials
 
 
 def _number(value: float | None) -> str:

@@ -1,35 +1,38 @@
 """`distill`: the main job, on Ray Train.
 
-The driver checks everything, then Ray starts the workers, and each lives `training.worker.run_worker`. `fit`
-runs in a thread of its own, because on the main thread it would take SIGINT for itself and abort the workers;
-the main thread shows progress and turns the first Ctrl-C into a stop with a checkpoint.
+The driver checks everything, then Ray starts the workers, and each lives `training.worker.run_worker`. The driver
+follows them (`launch.following`) and launches them again when they left with a checkpoint before the end.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
+import sys
 import time
 import traceback
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sid_ray.config import Config, load_config
+from torch import nn
+
+from sid_ray.config import Config, load_config, override
 from sid_ray.errors import UserError
 from sid_ray.launch.console import Display, cautions
+from sid_ray.launch.following import Growth, Launch, StopSignals
+from sid_ray.launch.ray_start import start_ray
 from sid_ray.storage.lease import Taken
+from sid_ray.teachers.modules import Handed
 from sid_ray.training.checkpoints import complete_names
 from sid_ray.training.loop import TrainingStopped
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory, absolute_paths, check_workers, claim, open_run
 
-POLL_SECONDS = 0.2
-
-
-class DistillationFailed(Exception):
-    """The workers failed; the message is for the user, the traceback lies in the run's error.log."""
+START_SECONDS = 30
+"""How long Ray waits for a worker group's place before it looks at the cluster again."""
+STARTS = 120
+"""How often a group may fail to start: an hour of waiting for machines."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +50,33 @@ class DistillResult:
 
 
 def distill(
-    preset_or_yaml: str | Config, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False
+    preset_or_yaml: str | Config,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    student: nn.Module | None = None,
+    quiet: bool = False,
 ) -> DistillResult:
     """Distil a teacher into a one-step generator; the same call again resumes.
 
-    `preset_or_yaml`: a preset's name, a YAML file, or a `Config`. `overrides`: dotted fields. UserError before
-    anything starts if the configuration cannot run; DistillationFailed if the workers fail; TrainingStopped if
-    the guard ends the run.
+    `preset_or_yaml`: a preset's name, a YAML file, or a `Config`. `overrides`: dotted fields. `teacher`: any module
+    with the attributes and the call of `sid_ray.Denoiser`, instead of the one that `teacher.path` names. `student`:
+    the network that generator and fake score start from, after a fit to the teacher (`init.fit_kimg`); required if
+    the teacher has no parameters of its own. Both are copied. UserError before anything starts if the configuration
+    cannot run; DistillationFailed if the workers fail; TrainingStopped if the guard ends the run.
     """
-    config = preset_or_yaml if isinstance(preset_or_yaml, Config) else load_config(preset_or_yaml, overrides)
-    config = absolute_paths(config)
+    handed = Handed.of(teacher, student)
+    named = {**(overrides or {}), **handed.fields()}
+    if isinstance(preset_or_yaml, Config):
+        config = absolute_paths(override(preset_or_yaml, named))
+    else:
+        config = absolute_paths(load_config(preset_or_yaml, named))
     lost: list[str] = []
-    with claim(config, lambda text: None if quiet else print(text, flush=True), lost.append) as lease:
-        run, changed = open_run(config, lease.owner)
+    with claim(config, lambda text: None if quiet else print(text, flush=True), lost.append, handed) as lease:
+        run, changed = open_run(config, lease.owner, handed)
         display = Display(config.run.total_kimg, quiet)
         try:
-            progress = finished_run(config, run) or _launch(config, run, changed, display, lost)
+            progress = finished_run(config, run) or _launch(config, run, changed, display, handed, lost)
         finally:
             display.close()
     return DistillResult(
@@ -81,63 +95,123 @@ def finished_run(config: Config, run: RunDirectory) -> Progress | None:
     return progress if progress.nimg >= config.total_nimg else None
 
 
-def _launch(config: Config, run: RunDirectory, changed: list[str], display: Display, lost: list[str]) -> Progress:
+def _launch(
+    config: Config, run: RunDirectory, changed: list[str], display: Display, handed: Handed, lost: list[str]
+) -> Progress:
+    """Launch worker groups until the run is finished or somebody asked for a stop.
+
+    Workers that leave for another reason (a machine is taken away, there is room for more) have written a
+    checkpoint; the next launch goes on from it, on the machines that are there then. `lost` gets a text
+    when another process has taken over the run.
+    """
     _describe_start(config, run, changed, display)
     ray = _start_ray(config)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    workers, use_gpu = resolve_workers(config, int(ray.cluster_resources().get("GPU", 0)))
+    check_workers(config, workers[0])
+    most, resources = workers[1], _resources(config, use_gpu)
+    count = f"{most}" if workers[0] == most else f"{workers[0]} to {most}"
+    display.note(f"{count} worker(s) on {'GPU' if use_gpu else 'CPU'}; Ctrl-C stops with a checkpoint")
+    growth = Growth(most, resources, config.cluster.resize_seconds)
+    job = {"config": config.model_dump(), "owner": run.owner, "import_path": [os.getcwd(), *sys.path]}
+    job["handed"] = ray.put(handed)
+    failures = 0
+    with StopSignals(display) as stop:
+        while True:
+            launch = Launch(run, display, stop, growth, lost, config.cluster.max_failures, failures)
+            bulletin = _beside_the_driver()
+            left = max(0, config.cluster.max_failures - failures)
+            trainer = _trainer(config, run, job | {"bulletin": bulletin}, workers, use_gpu, left)
+            progress, reason = launch.follow(trainer, bulletin)
+            failures += launch.failures
+            if progress.nimg >= config.total_nimg or stop.asked:
+                return progress
+            display.note(f"{reason}: the workers left with a checkpoint at {progress.nimg / 1000:g} kimg; going on")
+
+
+def _beside_the_driver() -> Any:
+    """A bulletin on the driver's node, which no loss of workers touches."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from sid_ray.launch.bulletin import Bulletin
 
-    workers, use_gpu = resolve_workers(config, int(ray.cluster_resources().get("GPU", 0)))
-    check_workers(config, workers)
-    display.note(f"{workers} worker(s) on {'GPU' if use_gpu else 'CPU'}; Ctrl-C stops with a checkpoint")
-    bulletin = ray.remote(Bulletin).options(num_cpus=0).remote()
-    trainer = TorchTrainer(
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Bulletin).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+def _trainer(
+    config: Config, run: RunDirectory, job: dict[str, Any], workers: tuple[int, int], use_gpu: bool, max_failures: int
+) -> Any:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from sid_ray.launch.group import LossCallback, WorkerTorchConfig
+
+    api: Any = ray.train  # its classes are chosen at run time; type checkers see older ones
+    return TorchTrainer(
         _worker,
-        train_loop_config={"config": config.model_dump(), "owner": run.owner, "bulletin": bulletin},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker=_resources(config, use_gpu)
+        train_loop_config=job,
+        torch_config=WorkerTorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=api.ScalingConfig(
+            num_workers=workers[0] if workers[0] == workers[1] else workers,
+            # Ray would resize by killing the workers, which loses what they did since their last checkpoint. It
+            # chooses the size when a group starts; `Growth` restarts one with a checkpoint.
+            elastic_resize_monitor_interval_s=float("inf"),
+            use_gpu=use_gpu,
+            resources_per_worker=_resources(config, use_gpu),
         ),
-        run_config=RunConfig(
+        run_config=api.RunConfig(
             name="train",
             # A fresh name per launch: checkpoints are ours, and Ray must not find records of its own.
-            storage_path=str(run.ray / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"),
-            failure_config=FailureConfig(max_failures=config.cluster.max_failures),
+            storage_path=str(run.ray / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{uuid.uuid4().hex[:4]}"),
+            callbacks=[LossCallback(job["bulletin"])],
+            failure_config=api.FailureConfig(
+                max_failures=max_failures,
+                controller_failure_limit=STARTS,
+                max_preemption_failures=-1,
+            ),
         ),
     )
-    return _follow(trainer, bulletin, run, display, lost)
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """What every Ray worker runs."""
+    """What every Ray worker runs. Raises what a restart may mend; Ray then restarts the group."""
+    import ray
+
     from sid_ray.config import parse_config
-    from sid_ray.launch.bulletin import RayOutside
+    from sid_ray.launch.group import RayOutside
     from sid_ray.training.worker import run_worker
 
     config, outside = parse_config(settings["config"]), RayOutside(settings["bulletin"])
     run = RunDirectory.of(config, settings["owner"])
-    import ray
-
+    if not outside.join():
+        return
     try:
-        progress = run_worker(config, run, outside)
-    except Exception as error:
-        if not isinstance(error, (UserError, TrainingStopped, Taken)):
-            run.record_failure(traceback.format_exc())
-        ray.get(outside.bulletin.fail.remote(type(error).__name__, str(error)))
+        # The user's own code is found here as it was there; only then can its modules be read.
+        sys.path += [path for path in settings["import_path"] if path not in sys.path]
+        handed = ray.get(settings["handed"])
+        outside.end(run_worker(config, run, outside, handed).model_dump())
+    except (UserError, TrainingStopped, Taken) as error:
+        # All return: the run ends here. One alone: the others wait for it in a collective, and Ray must end them;
+        # the group that it starts then is sent home by `join`.
+        if not outside.all_give_up(error):
+            raise
+    except Exception:
+        run.record_failure(f"worker {outside.rank} of {outside.size}", traceback.format_exc())
         raise
-    if outside.first:
-        ray.get(outside.bulletin.end.remote(progress.model_dump()))
 
 
-def resolve_workers(config: Config, gpus: int) -> tuple[int, bool]:
-    """(number of workers, whether each gets a GPU) on a cluster with this many GPUs. UserError if it cannot be."""
-    wanted, use_gpu = config.cluster.workers, config.cluster.use_gpu
+def resolve_workers(config: Config, gpus: int) -> tuple[tuple[int, int], bool]:
+    """((fewest, most) workers, whether each gets a GPU) on a cluster with this many GPUs.
+
+    UserError if it cannot be.
+    """
+    use_gpu = config.cluster.use_gpu
     if use_gpu is True and not gpus:
         raise UserError("cluster.use_gpu: true, but the cluster has no GPU; allowed: auto or false")
     on_gpu = bool(gpus) if use_gpu == "auto" else bool(use_gpu)
-    return (gpus if on_gpu else 2) if wanted == "auto" else wanted, on_gpu
+    number = gpus if on_gpu else 2
+    return config.cluster.worker_range or (number, number), on_gpu
 
 
 def _resources(config: Config, use_gpu: bool) -> dict[str, float]:
@@ -147,96 +221,21 @@ def _resources(config: Config, use_gpu: bool) -> dict[str, float]:
 def _start_ray(config: Config) -> Any:
     """Connect to the cluster this runs on, or start one on this machine."""
     for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # it also paces reports
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_SECONDS),
+        # A process that does not even answer (it is stopped, or its machine has gone) has no watchdog.
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(
+            min(600.0, max(60.0, config.cluster.hang_timeout_seconds or 600.0))
+        ),
     }.items():
         os.environ.setdefault(name, value)
     import logging
 
-    import ray
-
-    if not ray.is_initialized():
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(**quiet)
-        else:
-            workers = config.cluster.workers if isinstance(config.cluster.workers, int) else 2
-            cpus = max(os.cpu_count() or 1, workers * config.cluster.cpus_per_worker)
-            # "local": a cluster of our own, even if another one runs on this machine.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    fewest = (config.cluster.worker_range or (2, 2))[0]
+    ray = start_ray(fewest * config.cluster.cpus_per_worker)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     return ray
-
-
-def _follow(trainer: Any, bulletin: Any, run: RunDirectory, display: Display, lost: list[str]) -> Progress:
-    """Run `fit` in a thread; show progress and pass on the wish to stop, until it ends.
-
-    `lost`: gets a text when another process has taken over the run.
-    """
-    import ray
-
-    errors: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
-    with _StopSignals(bulletin, display):
-        thread.start()
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
-            for report in ray.get(bulletin.read.remote()):
-                display.note(report) if isinstance(report, str) else display.update(report)
-            if lost:
-                bulletin.stop.remote()  # the workers notice it themselves then, and write nothing
-    if lost:
-        raise DistillationFailed(f"{run.address(run.path)}: {lost[0]}; this process has stopped and written nothing")
-    failure, outcome = ray.get(bulletin.result.remote())
-    if outcome is not None:
-        return Progress.model_validate(outcome)
-    kind, message = failure or ("", str(errors[0] if errors else "the workers ended without a result"))
-    if kind == "UserError":
-        raise UserError(message)
-    if kind == "TrainingStopped":
-        raise TrainingStopped(message)
-    if kind == "Taken":
-        raise DistillationFailed(message)
-    if errors and not failure:
-        run.record_failure("".join(traceback.format_exception(errors[0])))
-    first_line = message.strip().splitlines()[0] if message.strip() else kind
-    raise DistillationFailed(
-        f"the workers failed: {f'{kind}: ' if kind else ''}{first_line}\nDetails: {run.address(run.error_log)}"
-    )
-
-
-class _StopSignals:
-    """While active, SIGINT and SIGTERM ask the workers to stop; a second one aborts."""
-
-    def __init__(self, bulletin: Any, display: Display):
-        self.bulletin, self.display, self.asked = bulletin, display, False
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._handle)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        self.display.note("stopping: the workers write a checkpoint and leave (again to abort)")
-        self.bulletin.stop.remote()
 
 
 def _describe_start(config: Config, run: RunDirectory, changed: list[str], display: Display) -> None:

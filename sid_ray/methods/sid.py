@@ -42,15 +42,17 @@ def generator_sigma(uniform: Tensor, tmax: float = 800) -> Tensor:
     return karras_sigma(uniform * (tmax / 1000))
 
 
-def fake_score_loss(images: Tensor, sigma: Tensor, noise: Tensor, fake_score: Denoise, scale: float = 1.0) -> Tensor:
+def fake_score_loss(
+    images: Tensor, sigma: Tensor, noise: Tensor, fake_score: Denoise, scale: float = 1.0, sigma_data: float = 0.5
+) -> Tensor:
     """Denoising loss of the fake score on generated images (paper, equation 7 with EDM's weight).
 
     sum[ lambda(sigma) (f_psi(x + sigma eps) - x)^2 ] scale; `images` (N, C, H, W) carry no gradient,
-    `sigma` (N,), `noise` unit normals like the images. Returns a scalar.
+    `sigma` (N,), `noise` unit normals like the images, `sigma_data` their standard deviation. Returns a scalar.
     """
     noised = images + _per_image(sigma) * noise
     squared_error = (fake_score(noised, sigma) - images).square()
-    return (_per_image(edm_weight(sigma)) * squared_error).sum() * scale
+    return (_per_image(edm_weight(sigma, sigma_data)) * squared_error).sum() * scale
 
 
 def generator_gradient(

@@ -79,6 +79,10 @@ class Depot:
                 raise Damaged(f"{file} is not the file that was written: its checksum differs")
         return self.folder / name
 
+    def text(self, name: str, file: str) -> str:
+        """A small text file of a folder. OSError if it cannot be read."""
+        return (self.folder / name / file).read_text(encoding="utf-8")
+
     def where(self, name: str) -> str:
         """A folder's address, for people."""
         return str(self.folder / name)
@@ -171,6 +175,13 @@ class S3Depot(Depot):
                 if not _is_intact(local / file, entry):
                     raise Damaged(f"{file} is not the file that was written: its checksum differs")
         return local
+
+    def text(self, name: str, file: str) -> str:
+        """A small text file of a folder. OSError if it cannot be read."""
+        found = self.remote.read(f"{name}/{file}")
+        if found is None:
+            raise StorageError(f"{self.where(name)}: {file} is missing")
+        return found[0].decode()
 
     def begin(self, name: str) -> None:
         """Make room for a folder; an unusable one of that name is removed."""

@@ -34,6 +34,19 @@ DENOISERS: dict[str, type[Denoiser]] = {
 """What a network of each `model_type` is built by."""
 
 
+PYTHON_NETWORK = "python"
+"""`model_type` of a network that is the user's own code: its class, its factory if it has one, and what it takes."""
+
+
+class Outline(Denoiser):
+    """Stands for a network whose code is not at hand: what it takes, and no weights. It cannot be called."""
+
+    def __init__(self, image_shape: tuple[int, int, int], label_dim: int, augment_dim: int, sigma_data: float):
+        super().__init__()
+        self.image_shape, self.label_dim = image_shape, label_dim
+        self.augment_dim, self.sigma_data = augment_dim, sigma_data
+
+
 class ModelConfig(BaseModel):
     """`config.json` of a model directory."""
 
@@ -44,7 +57,8 @@ class ModelConfig(BaseModel):
     kind: Literal["teacher", "generator"]
     """A teacher is sampled in many steps, a generator in one."""
     network: dict[str, Any]
-    """The architecture: `model_type` (`SongUNet` if it is missing) and the other arguments of its denoiser."""
+    """The architecture: `model_type` (`SongUNet` if it is missing) and the other arguments of its denoiser. A network
+    of the user's own (`python`) is named here by its class and factory; no file makes this package import it."""
     sigma_data: float = 0.5
     """Standard deviation of the training images."""
     sigma_init: float | None = None
@@ -58,6 +72,16 @@ class ModelConfig(BaseModel):
     provenance: dict[str, Any] = {}
     """Where the weights come from: source, its sha256, how they were made and measured."""
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """`network` without what does not matter for exchanging weights: where a factory is found."""
+        return {name: value for name, value in self.network.items() if name != "factory"}
+
+    @property
+    def is_python(self) -> bool:
+        """Whether the network is the user's own code."""
+        return self.network.get("model_type") == PYTHON_NETWORK
+
     def build(self) -> Denoiser:
         """The network with fresh weights. ValueError or TypeError for an architecture that cannot be."""
         model_type = self.network.get("model_type", "SongUNet")
@@ -66,9 +90,22 @@ class ModelConfig(BaseModel):
         return DENOISERS[model_type](sigma_data=self.sigma_data, **self.network)
 
     def skeleton(self) -> Denoiser:
-        """The network without memory for its weights: what it takes, and their names and shapes. Raises as `build`."""
+        """The network without memory for its weights: what it takes, and their names and shapes. Raises as `build`.
+
+        Of a network of the user's own code, what it takes only.
+        """
+        n = self.network
+        if self.is_python:
+            return Outline(tuple(n["image_shape"]), n["label_dim"], n["augment_dim"], self.sigma_data)
         with torch.device("meta"):
             return self.build()
+
+    def image_shape(self, field: str = "model") -> tuple[int, int, int]:
+        """(channels, height, width) of its images. UserError, naming `field`, if it cannot be built."""
+        try:
+            return self.skeleton().image_shape
+        except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
+            raise UserError(f"{field}: its architecture cannot be built: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -103,6 +140,11 @@ def save_new_model(out: Path, state: dict[str, Tensor], config: ModelConfig, car
         raise UserError(f"{out} cannot be written: {error}") from error
 
 
+def absolute(path: str) -> str:
+    """The path as it means the same from any working directory; addresses and `builtin:` names as they are."""
+    return path if path.startswith(BUILTIN) or "://" in path else str(Path(path).expanduser().absolute())
+
+
 def resolve_model(path: str, field: str = "model") -> Path:
     """The directory meant by `path`: a model directory, or `builtin:NAME`. UserError if there is none."""
     builtin = sorted(p.parent.name for p in ASSETS.glob("*/config.json"))
@@ -133,12 +175,21 @@ def read_model_config(path: str, field: str = "model") -> ModelConfig:
         raise UserError(f"{field}: {file} is not a model configuration this version reads: {error}") from error
 
 
-def load_model(path: str, field: str = "model") -> tuple[Denoiser, ModelConfig]:
-    """Network with its weights, in eval mode, and its configuration. UserError if anything does not match."""
+def load_model(path: str, field: str = "model", network: Denoiser | None = None) -> tuple[Denoiser, ModelConfig]:
+    """Network with its weights, in eval mode, and its configuration. UserError if anything does not match.
+
+    `network`: takes the weights, instead of one built from the configuration; needed if that is the user's own code.
+    """
     config = read_model_config(path, field)
+    if config.is_python and network is None:
+        raise UserError(
+            f"{field}: {path!r} holds weights of {config.network['class_name']}, which is code of yours; nothing is "
+            "imported because a file names it. Give the network: load_generator(path, network=...) in Python, "
+            f"--network {config.network['factory'] or 'python:package.module:factory'} on the command line"
+        )
     weights = resolve_model(path, field) / "model.safetensors"
     try:
-        denoiser = config.build()
+        denoiser = config.build() if network is None else network
         denoiser.load_state_dict(load_file(weights), strict=True)
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{field}: {weights} does not hold the weights that config.json describes: {error}") from error

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.diffusion.generator import OneStepGenerator
@@ -23,6 +23,8 @@ from sid_ray.teachers.model_directory import (
     resolve_model,
     save_new_model,
 )
+from sid_ray.teachers.modules import HANDED, check_denoiser, load_python
+from sid_ray.teachers.user_code import is_python
 
 UNKNOWN_LICENCE = "unknown"
 
@@ -68,7 +70,7 @@ def find_source(path: str, field: str = "model") -> Source:
 
 def is_model_directory(path: str, field: str = "model") -> bool:
     """Whether nothing needs to be converted: all that is not recognised as another format."""
-    return find_source(path, field).format is None
+    return is_python(path) or path.startswith(HANDED) or find_source(path, field).format is None
 
 
 def read_foreign(source: Source, licence: str | None = None) -> tuple[dict[str, Tensor], ModelConfig]:
@@ -107,11 +109,17 @@ def check_state(state: dict[str, Tensor], config: ModelConfig, what: str) -> Non
             raise UserError(f"{what} {problem} {len(names)} tensors of its architecture, e.g. {names[0]}")
 
 
-def load_denoiser(path: str, field: str = "model") -> tuple[Denoiser, ModelConfig]:
-    """Network with its weights, in eval mode, and its configuration, from any source. UserError if it is wrong."""
+def load_denoiser(path: str, field: str = "model", network: Denoiser | None = None) -> tuple[Denoiser, ModelConfig]:
+    """Network with its weights, in eval mode, and its configuration, from any source. UserError if it is wrong.
+
+    `python:package.module:factory` runs code of the user. `network`: takes a model directory's weights, instead of a
+    network of the architecture that is recorded there.
+    """
+    if is_python(path):
+        return load_python(path, field)
     source = find_source(path, field)
     if source.format is None:
-        return load_model(str(source.path), source.field)
+        return load_model(str(source.path), source.field, network)
     state, config = read_foreign(source)
     denoiser = config.build()
     denoiser.load_state_dict(state, strict=True)
@@ -120,6 +128,8 @@ def load_denoiser(path: str, field: str = "model") -> tuple[Denoiser, ModelConfi
 
 def read_any_config(path: str, field: str = "model") -> ModelConfig:
     """Configuration of a network from any source. UserError if it cannot be read."""
+    if is_python(path):
+        return load_python(path, field)[1]
     source = find_source(path, field)
     return read_foreign(source)[1] if source.format else read_model_config(str(source.path), source.field)
 
@@ -143,18 +153,21 @@ def convert(source: str, out: Path, licence: str | None = None, field: str = "so
 def load_teacher(path: str) -> Denoiser:
     """A frozen denoiser D(x, sigma, class_labels=None, augment_labels=None).
 
-    `path`: a model directory, `builtin:digits`, an EDM checkpoint (.pkl), a diffusers folder, or the s3:// or https://
-    address of one. UserError if it cannot be used.
+    `path`: a model directory, `builtin:digits`, an EDM checkpoint (.pkl), a diffusers folder, the s3:// or https://
+    address of one, or `python:package.module:factory`, which is run. UserError if it cannot be used.
     """
     return load_denoiser(path, "teacher.path")[0].requires_grad_(False)
 
 
-def load_generator(path: str) -> OneStepGenerator:
+def load_generator(path: str, network: nn.Module | None = None) -> OneStepGenerator:
     """A one-step generator; `.sample(num, seed=0, class_labels=None)` draws images.
 
-    `path`: a model directory or its s3:// address. UserError if it is missing, does not match, or is a teacher.
+    `path`: a model directory or its s3:// address. `network`: a module of the generator's own class, which then takes
+    the weights; required if that class is not this package's. UserError if it is missing, does not match, or is a
+    teacher.
     """
-    denoiser, config = load_denoiser(str(path), "generator")
+    into = None if network is None else check_denoiser(network, "network")
+    denoiser, config = load_denoiser(str(path), "generator", into)
     if config.kind != "generator" or config.sigma_init is None:
         raise UserError(f"generator: {path!r} holds a {config.kind}, not a one-step generator")
     return OneStepGenerator(denoiser, config.sigma_init, config.class_weights)

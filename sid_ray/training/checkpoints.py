@@ -156,7 +156,7 @@ def check_names(state: NamedState, network: torch.nn.Module, checkpoint: Path) -
         name = next(n for n in sorted(expected.keys() | found.keys()) if expected.get(n) != found.get(n))
         raise UserError(
             f"{checkpoint} belongs to another architecture: {name} is {found.get(name)} there, "
-            f"{expected.get(name)} in the teacher"
+            f"{expected.get(name)} in this run"
         )
 
 

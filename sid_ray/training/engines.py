@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sid_ray.config import Config
 from sid_ray.diffusion.denoiser import Denoiser
+from sid_ray.diffusion.generator import one_hot
 from sid_ray.training.distributed import World
 from sid_ray.training.optimizer import AdamWithEMA
 
@@ -79,6 +80,7 @@ class TrainedNetwork:
         self.world, self.slots_per_rank = world, slots_per_rank
         self.stage, self.has_ema = config.engine.zero_stage, ema
         weights = {name: p.detach().float().cpu().clone() for name, p in denoiser.named_parameters()}
+        self.buffers = denoiser.state_dict().keys() - weights.keys()
         optimizer = AdamWithEMA(
             denoiser.parameters(),
             lr=0.0,
@@ -98,7 +100,7 @@ class TrainedNetwork:
         self._create_optimizer_state(weights)
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> Denoiser:
         """The network, to be called for every forward pass."""
         return self.engine.module
 
@@ -133,7 +135,7 @@ class TrainedNetwork:
             group["ema_beta"] = ema_beta if self.has_ema else None
 
     @contextmanager
-    def frozen(self) -> Iterator[nn.Module]:
+    def frozen(self) -> Iterator[Denoiser]:
         """The module in eval mode with parameters that take no gradient."""
         self.module.eval().requires_grad_(False)
         try:
@@ -158,7 +160,8 @@ class TrainedNetwork:
 
     def average(self) -> dict[str, Tensor]:
         """Full moving average on the CPU, with the buffers: a plain state dict. Collective."""
-        state = {name: b.detach().float().cpu() for name, b in self.module.named_buffers()}
+        buffers = self.module.named_buffers()
+        state = {name: b.detach().float().cpu() for name, b in buffers if name in self.buffers}
         return state | {name: tensors["ema"].cpu().clone() for name, tensors in self.gather()}
 
     def load(self, tensors: dict[str, dict[str, Tensor]], steps: int) -> None:
@@ -208,10 +211,10 @@ class TrainedNetwork:
         `weights`: the exact float32 ones; in bf16, DeepSpeed's masters start from rounded copies of them.
         """
         denoiser = self.module
-        shape = denoiser.image_shape
+        ones = torch.ones(1, *denoiser.image_shape, device=self.engine.device)
+        labels = one_hot(torch.zeros(1, dtype=torch.int64, device=ones.device), denoiser.label_dim)
         for _ in range(self.slots_per_rank):
-            ones = torch.ones(1, *shape, device=self.engine.device)  # type: ignore[misc]
-            self.backward(denoiser(ones, 1.0).mean())
+            self.backward(denoiser(ones, ones.new_ones(1), labels).mean())
             self.step()
         zeros = {name: torch.zeros_like(w) for name, w in weights.items()}
         self.load(
@@ -233,7 +236,7 @@ class Networks:
     generator: TrainedNetwork
     fake_score: TrainedNetwork
     plain: Denoiser
-    """An ordinary float32 network of the same architecture, for evaluating averages."""
+    """An ordinary float32 network of the generator's architecture, for evaluating averages."""
 
 
 def build_networks(
@@ -249,16 +252,16 @@ def build_networks(
     The given modules are taken over. `generator` and `fake_score` hold their initial float32 weights.
     """
     dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
-    plain = copy.deepcopy(teacher).to(world.device).eval().requires_grad_(False)
+    plain = copy.deepcopy(generator).to(world.device).eval().requires_grad_(False)
     teacher = teacher.to(world.device, dtype).eval().requires_grad_(False)
     frozen: nn.Module = teacher
-    if config.engine.zero_stage == 3:
+    if config.engine.zero_stage == 3 and any(True for _ in teacher.parameters()):
         engine_config = _engine_config(config, teacher, slots_per_rank, world.size)
         frozen = _deepspeed().initialize(model=teacher, config=engine_config, dist_init_required=False)[0].module
     for network in (generator, fake_score):
         if config.method.dropout is not None:
             network.set_dropout(config.method.dropout)
-        network.to(world.device).train().requires_grad_(True)
+        network.to(world.device, torch.float32).train().requires_grad_(True)
     return Networks(
         teacher=frozen,
         generator=TrainedNetwork(

@@ -6,12 +6,14 @@ image numbers are divided over the ranks, and the feature sums are added up at t
 
 from __future__ import annotations
 
+import copy
 import statistics
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from sid_ray.config import Config
+from sid_ray.config import TEACHER_REFERENCE, Config
 from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.diffusion.generator import OneStepGenerator
 from sid_ray.evaluation.features import load_features
@@ -22,31 +24,39 @@ from sid_ray.evaluation.fid import (
     heun_sampler,
     one_step_sampler,
 )
-from sid_ray.evaluation.statistics import load_reference
-from sid_ray.storage import digest
-from sid_ray.teachers.model_directory import ModelConfig, load_model, read_model_config, save_model
-from sid_ray.teachers.sources import find_source
+from sid_ray.evaluation.statistics import FeatureStatistics, ReferenceStatistics, load_reference, save_reference
+from sid_ray.teachers.model_directory import ModelConfig, load_model, save_model
+from sid_ray.teachers.start import Start
 from sid_ray.teachers.untrained import WARNING
 from sid_ray.training.distributed import World
 from sid_ray.training.progress import Progress
-from sid_ray.training.run_directory import RunDirectory, teacher_directory
+from sid_ray.training.run_directory import RunDirectory
+
+REFERENCE_SEEDS = 1_000
+"""How far the seed of a reference from the teacher's samples lies from `evaluation.seed`, beyond all confirmations."""
+POINTS = 1_000
+"""Points of a picture."""
 
 
 class Evaluator:
     """FID with the same latents and the same number of images throughout a run. All methods are collective."""
 
-    def __init__(self, config: Config, run: RunDirectory, world: World, plain: Denoiser):
-        self.config, self.run, self.world, self.plain = config, run, world, plain
-        if config.evaluation.num_images:
-            self.features = load_features(config.evaluation.features).to(world.device)
-            self.reference = load_reference(config.evaluation.reference)
-        self.teacher = find_source(teacher_directory(config, run), "teacher.path").path
+    def __init__(self, config: Config, run: RunDirectory, start: Start, world: World, plain: Denoiser):
+        self.config, self.run, self.start, self.world, self.plain = config, run, start, world, plain
+        e = config.evaluation
+        if e.num_images:
+            self.features = load_features(e.features, plain.image_shape, e.detector).to(world.device)
+            own = e.reference == TEACHER_REFERENCE
+            self.reference = self._teacher_reference() if own else load_reference(e.reference)
 
     def teacher_fid(self) -> float:
-        """FID of the teacher's own samples; call it while `plain` still holds the teacher's weights."""
-        e = self.config.evaluation
-        weights = self.config.method.class_weights
-        return self._fid(heun_sampler(self.plain, e.seed, e.teacher_steps, self.world.device, weights))
+        """FID of the teacher's own many-step samples."""
+        return self._fid(self._teacher_sampler(self.config.evaluation.seed))
+
+    @cached_property
+    def teacher_points(self) -> Tensor:
+        """Many-step samples of a teacher of points, to be drawn beside the generator's; no collective."""
+        return self._teacher_sampler(self.config.evaluation.seed)(range(POINTS)).cpu()
 
     def generator_fid(self, average: dict[str, Tensor], seed: int | None = None) -> float:
         """FID of a one-step generator with these weights; `seed` gives it other latents than the run's."""
@@ -70,7 +80,8 @@ class Evaluator:
         Having been chosen for its FID, the best one's FID is flattered; fresh latents are honest.
         """
         # The first worker wrote it, and perhaps only its machine has it.
-        best = self.world.once(lambda: load_model(str(self.run.generator))[0].state_dict())
+        network = copy.deepcopy(self.plain).cpu()
+        best = self.world.once(lambda: load_model(str(self.run.generator), network=network)[0].state_dict())
         repeats = self.config.evaluation.confirmations
         fresh = range(self.config.evaluation.seed + 1, self.config.evaluation.seed + 1 + repeats)
         fids = [self.generator_fid(best, seed) for seed in fresh]
@@ -80,12 +91,35 @@ class Evaluator:
         return fids
 
     def _fid(self, sample: Sampler) -> float:
+        return frechet_distance(self._statistics(sample), self.reference)
+
+    def _statistics(self, sample: Sampler) -> FeatureStatistics:
         e = self.config.evaluation
         own = generator_statistics(sample, e.num_images, self.features, e.batch, self.world.rank, self.world.size)
-        return frechet_distance(own.all_reduce(), self.reference)
+        return own.all_reduce()
+
+    def _teacher_sampler(self, seed: int) -> Sampler:
+        """Many-step samples of the teacher, which is loaded for it."""
+        teacher = self.start.teacher()[0].to(self.world.device).requires_grad_(False)
+        steps, weights = self.config.evaluation.teacher_steps or 18, self.config.method.class_weights
+        return heun_sampler(teacher, seed, steps, self.world.device, weights)
+
+    def _teacher_reference(self) -> ReferenceStatistics:
+        """The run's own reference; made once, with latents that no evaluation uses."""
+        path = self.run.reference
+        if not self.world.any(path.is_file()):
+            s = self._statistics(self._teacher_sampler(self.config.evaluation.seed + REFERENCE_SEEDS))
+            if self.world.is_first:
+                made = ReferenceStatistics(s.mean.numpy(), s.covariance.numpy(), s.num, self.features.name)
+                save_reference(path, made)
+        return self.world.once(lambda: load_reference(path))
+
+    @cached_property
+    def _origin(self) -> tuple[ModelConfig, ModelConfig, str]:
+        return *self.start.models(), self.start.teacher_digest()
 
     def _model_config(self, progress: Progress) -> ModelConfig:
-        teacher = read_model_config(str(self.teacher), "teacher.path")
+        teacher, student, teacher_digest = self._origin
         measured: dict[str, Any] = {
             "fid": progress.best_fid,
             "num_images": self.config.evaluation.num_images,
@@ -97,8 +131,8 @@ class Evaluator:
         source = self.config.teacher.path
         return ModelConfig(
             kind="generator",
-            network=teacher.network,
-            sigma_data=teacher.sigma_data,
+            network=student.network,
+            sigma_data=student.sigma_data,
             sigma_init=self.config.method.sigma_init,
             label_names=teacher.label_names,
             class_weights=self.config.method.class_weights,
@@ -106,7 +140,8 @@ class Evaluator:
             provenance={
                 "method": "SiD (arXiv 2404.04057)",
                 "teacher": source if source.startswith("builtin:") else source.rstrip("/").rsplit("/", 1)[-1],
-                "teacher_sha256": digest(self.teacher / "model.safetensors"),
+                "teacher_sha256": teacher_digest,
+                "student": self.config.init.student,
                 "nimg": progress.best_nimg,
                 "alpha": self.config.method.alpha,
                 "batch_size": self.config.batch.size,
@@ -128,6 +163,7 @@ def model_card(config: ModelConfig) -> str:
     p = config.provenance
     warning = f"\n**{WARNING}.**\n" if p.get("random_teacher") else ""
     classes = "" if not config.label_names else f"\nClasses: {', '.join(config.label_names)}.\n"
+    network = f", network={config.network['class_name']}(...)" if config.is_python else ""
     return f"""# One-step generator
 {warning}
 Distilled from `{p["teacher"]}` by {p["method"]} in {p["nimg"] / 1000:g} thousand images
@@ -137,7 +173,7 @@ Distilled from `{p["teacher"]}` by {p["method"]} in {p["nimg"] / 1000:g} thousan
 
 ```python
 from sid_ray import load_generator
-images = load_generator("PATH").sample(64)  # float, [-1, 1], NCHW
+images = load_generator("PATH"{network}).sample(64)  # float, [-1, 1], NCHW
 ```
 
 Licence: {config.licence}

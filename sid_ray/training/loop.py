@@ -6,11 +6,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sid_ray.config import Config
-from sid_ray.evaluation.pictures import sample_grid, tile
+from sid_ray.diffusion.generator import OneStepGenerator
+from sid_ray.evaluation.pictures import plot_points, sample_grid, tile
 from sid_ray.storage.mirror import Mirror
 from sid_ray.teachers.model_directory import write_text
 from sid_ray.training.best_effort import BestEffort
@@ -18,12 +21,14 @@ from sid_ray.training.board import Board
 from sid_ray.training.checkpoints import clean_up, save_checkpoint
 from sid_ray.training.distributed import World
 from sid_ray.training.engines import Networks
-from sid_ray.training.evaluator import Evaluator
+from sid_ray.training.evaluator import POINTS, Evaluator
 from sid_ray.training.outside import Outside
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory
 from sid_ray.training.schedules import crossed, ema_beta, evaluation_due, learning_rate
 from sid_ray.training.step import Iteration, StepLosses
+from sid_ray.training.stops import StopChecks
+from sid_ray.training.watchdog import Watchdog
 
 
 class TrainingStopped(Exception):
@@ -61,6 +66,7 @@ class Loop:
     attempt: BestEffort
     board: Board | None
     """Only on the first worker."""
+    watchdog: Watchdog
     mirror: Mirror | None
     """Only on the first worker, and only if the run lies on S3."""
     best_to_save: BestToSave | None = None
@@ -76,9 +82,12 @@ class Loop:
         if self.progress.nimg == 0:
             self._measure_start()
         total, tick, stop = self.config.total_nimg, Tick(), False
+        stops = StopChecks(self.world, self.outside)
         while self.progress.nimg < total and not stop:
             before = self.progress.nimg
-            self._step(tick)
+            with self.watchdog.watching():
+                self._step(tick)
+                stop = stops.stop()
             after, last = self.progress.nimg, self.progress.nimg >= total
 
             evaluate = last or evaluation_due(self.config.evaluation.every_kimg, before, after)
@@ -86,14 +95,16 @@ class Loop:
             report = evaluate or crossed(self.config.run.report_every_kimg, before, after)
             better = False
             if report:
-                metrics = self._tick_metrics(tick)
+                with self.watchdog.watching():
+                    metrics = self._tick_metrics(tick)
             if sample:
                 average = self.networks.generator.average()
                 better = evaluate and self._evaluate(average)
                 self._sample(average)
+                self.world.barrier()  # for the first worker's writing; in the next step its peers would be watched
             if report:
-                self._report(metrics)
-                stop = self.world.any(self.outside.should_stop())
+                with self.watchdog.watching():
+                    self._report(metrics)
                 tick = Tick()
             best = better and self.config.run.keep_best
             if last or stop or best or crossed(self.config.run.checkpoint_every_kimg, before, after):
@@ -215,10 +226,15 @@ class Loop:
             self.best_to_save = None
 
     def _sample(self, average: dict[str, Tensor]) -> None:
+        if self.board and self.config.run.sample_images:
+            self.board.picture(self.progress.nimg, self._picture(self.evaluator.generator(average)))
+
+    def _picture(self, generator: OneStepGenerator) -> NDArray[np.uint8]:
+        """A grid of images; points are drawn beside the teacher's."""
         run = self.config.run
-        if self.board and run.sample_images:
-            images, columns = sample_grid(self.evaluator.generator(average), run.sample_images, run.seed)
-            self.board.picture(self.progress.nimg, tile(images, columns))
+        if generator.denoiser.image_shape[1:] == (1, 1):
+            return plot_points(generator.sample(POINTS, seed=run.seed), self.evaluator.teacher_points)
+        return tile(*sample_grid(generator, run.sample_images, run.seed))
 
     def _checkpoint(self, leaving: bool) -> None:
         """Write a checkpoint; a failure is warned about. TrainingStopped after too many, or if none follows."""

@@ -19,7 +19,7 @@ class Outside(Protocol):
         ...
 
     def should_stop(self) -> bool:
-        """Whether to write a checkpoint and leave; asked on every rank, once a tick."""
+        """Whether to write a checkpoint and leave; asked on every rank at once, every few seconds."""
         ...
 
 

@@ -6,25 +6,21 @@ import torch
 
 from sid_ray.config import Config
 from sid_ray.diffusion.flops import network_cost
-from sid_ray.evaluation.features import load_features
 from sid_ray.evaluation.statistics import load_reference
 from sid_ray.storage import cached, is_remote
 from sid_ray.teachers.model_directory import ModelConfig
 from sid_ray.teachers.public import public_teacher
 from sid_ray.teachers.sources import read_any_config
+from sid_ray.teachers.start import check_warm_start
 from sid_ray.teachers.untrained import WARNING
 from sid_ray.training.run_directory import (
     RunDirectory,
     check_measure,
     check_method,
-    check_warm_start,
-    teacher_config,
-    warm_starts,
+    start_of,
 )
 
 GIGA = 1e9
-DETECTORS = ("inception",)
-"""Feature networks that come as a file of their own."""
 
 
 def describe_run(config: Config) -> list[tuple[str, str]]:
@@ -33,9 +29,9 @@ def describe_run(config: Config) -> list[tuple[str, str]]:
     UserError, as at the start of the run, for what can be known to be wrong.
     """
     teacher, lines = _teacher(config)
-    lines += _measure(config)
+    lines += _measure(config, teacher)
     if teacher is not None:
-        check_method(config, teacher)
+        check_method(config, teacher.skeleton())
         lines += _warm_starts(config, teacher) + _cost(config, teacher)
     run = RunDirectory.of(config)
     slots = f"{config.num_slots} micro-batches of {config.engine.micro_batch}"
@@ -70,9 +66,9 @@ def _teacher(config: Config) -> tuple[ModelConfig | None, list[tuple[str, str]]]
     """Configuration of the teacher, None if it cannot be known before the file is fetched, and what to say of it."""
     path, run = config.teacher.path, RunDirectory.of(config)
     if config.teacher.random:
-        return teacher_config(config, run), [("caution", WARNING), ("architecture", f"that of {path}")]
+        return start_of(config, run).models()[0], [("caution", WARNING), ("architecture", f"that of {path}")]
     if not is_remote(path) or run.teacher.is_dir():
-        return teacher_config(config, run), [("teacher", path)]
+        return start_of(config, run).models()[0], [("teacher", path)]
     if (copy := cached(path)) is not None:
         return read_any_config(str(copy), "teacher.path"), [("teacher", _where(path))]
     if (public := public_teacher(path)) is None:
@@ -83,27 +79,28 @@ def _teacher(config: Config) -> tuple[ModelConfig | None, list[tuple[str, str]]]
 
 def _warm_starts(config: Config, teacher: ModelConfig) -> list[tuple[str, str]]:
     lines = []
-    for field, path in warm_starts(config).items():
+    for role, path in (("generator", config.init.generator), ("fake_score", config.init.fake_score)):
+        if path is None:
+            continue
         here = cached(path) if is_remote(path) else path
-        if here is not None:
-            check_warm_start(field, str(here), teacher)
-        lines.append((field, path if here is not None else f"{path}, fetched at the start"))
+        if here is not None and config.init.student is None:
+            check_warm_start(role, str(here), teacher)
+        lines.append((f"init.{role}", path if here is not None else f"{path}, fetched at the start"))
     return lines
 
 
-def _measure(config: Config) -> list[tuple[str, str]]:
-    """Where feature network and reference come from; checked as far as they are here."""
+def _measure(config: Config, teacher: ModelConfig | None) -> list[tuple[str, str]]:
+    """Where feature network and reference come from; checked together as far as they are here."""
     e = config.evaluation
     if not e.num_images:
         return [("FID", "not measured (evaluation.num_images 0)")]
-    if e.features not in DETECTORS and not is_remote(e.reference):
-        check_measure(config)
-        return [("features", e.features), ("reference", e.reference)]
-    if e.features not in DETECTORS:
-        load_features(e.features)
-    if not is_remote(e.reference):
+    needed = [e.detector, e.reference] if e.features == "inception" else [e.reference]
+    if teacher is not None and not any(is_remote(path) for path in needed):
+        check_measure(config, teacher.image_shape("teacher.path"))
+    elif not is_remote(e.reference):
         load_reference(e.reference)
-    return [("features", _where(e.features)), ("reference", _where(e.reference))]
+    features = f"{e.features}: {_where(e.detector)}" if e.features == "inception" else e.features
+    return [("features", features), ("reference", _where(e.reference))]
 
 
 def _where(path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,18 +12,21 @@ from pathlib import Path
 
 import yaml
 
-from sid_ray.config import Config, differences, parse_config
+from sid_ray.config import TEACHER_REFERENCE, Config, differences, parse_config
 from sid_ray.diffusion.augment import LABELS
+from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.errors import UserError
-from sid_ray.evaluation.features import load_features
-from sid_ray.evaluation.statistics import load_reference
+from sid_ray.evaluation.features import absolute_features, load_features
+from sid_ray.evaluation.statistics import check_fits, load_reference
 from sid_ray.storage import cache_folder
 from sid_ray.storage.depot import Depot, S3Depot
 from sid_ray.storage.lease import FilePlace, Lease, Place, S3Place, Taken, holds, refuse_if_in_use, take_lease
 from sid_ray.storage.mirror import Mirror, pull, push
 from sid_ray.storage.s3 import S3Folder
-from sid_ray.teachers.model_directory import ModelConfig, read_model_config, write_text
-from sid_ray.teachers.sources import convert, find_source, is_model_directory, read_any_config
+from sid_ray.teachers.model_directory import absolute, read_model_config, write_text
+from sid_ray.teachers.modules import Handed
+from sid_ray.teachers.sources import convert, find_source, is_model_directory
+from sid_ray.teachers.start import Start
 from sid_ray.teachers.untrained import untrained_config, write_untrained
 
 LEASE = "lease.json"
@@ -89,10 +93,11 @@ class RunDirectory:
         if self.owner is not None and not holds(self.lease, self.owner):
             raise Taken(f"{self.address(self.path)} was taken over by another process; nothing more is written")
 
-    def record_failure(self, text: str) -> None:
-        """Leave a traceback in error.log, if that can be written at all."""
+    def record_failure(self, who: str, text: str) -> None:
+        """Add a traceback to error.log, if that can be written at all."""
         try:
-            self.error_log.write_text(text, encoding="utf-8")
+            with self.error_log.open("a", encoding="utf-8") as log:
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {who}:\n{text}\n")
             if self.remote is not None:
                 self.remote.upload(self.error_log, self.error_log.name)
         except OSError:
@@ -117,6 +122,16 @@ class RunDirectory:
     def teacher(self) -> Path:
         """Model directory of a teacher that came in another format, or of a random one."""
         return self.path / "teacher"
+
+    @property
+    def student(self) -> Path:
+        """Weights of a student of its own after its fit to the teacher (safetensors)."""
+        return self.path / "student.safetensors"
+
+    @property
+    def reference(self) -> Path:
+        """Reference statistics made from the teacher's samples."""
+        return self.path / "reference.npz"
 
     @property
     def samples(self) -> Path:
@@ -154,48 +169,32 @@ class RunDirectory:
         return self.path / "error.log"
 
 
-def check_inputs(config: Config) -> None:
-    """UserError unless teacher, warm starts, features and reference are there and fit together."""
+def check_inputs(config: Config, handed: Handed = Handed()) -> None:
+    """UserError unless teacher, student, warm starts, features and reference are there and fit together."""
     run = RunDirectory.of(config)
     check_teacher_is_the_same(config, run)
-    teacher = teacher_config(config, run)
-    check_method(config, teacher)
-    for field, path in warm_starts(config).items():
-        check_warm_start(field, path, teacher)
+    student = start_of(config, run, handed).check()
+    check_method(config, student)
     if config.evaluation.num_images:
-        check_measure(config)
+        check_measure(config, student.image_shape)
 
 
-def check_measure(config: Config) -> None:
-    """UserError unless feature network and reference are there and fit together."""
-    features, reference = load_features(config.evaluation.features), load_reference(config.evaluation.reference)
-    if len(reference.mu) != features.num_features:
+def check_measure(config: Config, image_shape: tuple[int, int, int]) -> None:
+    """UserError unless feature network and reference are there and fit each other and the images (C, H, W)."""
+    e = config.evaluation
+    features = load_features(e.features, image_shape, e.detector)
+    if e.reference != TEACHER_REFERENCE:
+        check_fits(load_reference(e.reference), features, f"evaluation.reference: {e.reference}")
+
+
+def check_method(config: Config, network: Denoiser) -> None:
+    """UserError unless augmentation and class weights are possible with a network that takes what this one does."""
+    if config.method.augment > 0 and network.augment_dim != len(LABELS):
         raise UserError(
-            f"evaluation.reference: {config.evaluation.reference!r} has {len(reference.mu)} features, "
-            f"evaluation.features {config.evaluation.features!r} has {features.num_features}"
+            f"method.augment: {config.method.augment} needs a network with {len(LABELS)} augmentation labels; this "
+            f"one has {network.augment_dim}; allowed: 0"
         )
-
-
-def warm_starts(config: Config) -> dict[str, str]:
-    """The warm starts that are set: field -> path."""
-    paths = {"init.generator": config.init.generator, "init.fake_score": config.init.fake_score}
-    return {field: path for field, path in paths.items() if path is not None}
-
-
-def check_warm_start(field: str, path: str, teacher: ModelConfig) -> None:
-    """UserError unless there is a network of the teacher's architecture at `path`."""
-    if read_any_config(path, field).network != teacher.network:
-        raise UserError(f"{field}: {path!r} is not of the teacher's architecture")
-
-
-def check_method(config: Config, teacher: ModelConfig) -> None:
-    """UserError unless augmentation and class weights are possible with such a teacher."""
-    if config.method.augment > 0 and teacher.network.get("augment_dim", 0) != len(LABELS):
-        raise UserError(
-            f"method.augment: {config.method.augment} needs a teacher with {len(LABELS)} augmentation labels; this "
-            f"one has {teacher.network.get('augment_dim', 0)}; allowed: 0"
-        )
-    weights, classes = config.method.class_weights, teacher.network.get("label_dim", 0)
+    weights, classes = config.method.class_weights, network.label_dim
     if weights is not None and len(weights) != classes:
         allowed = f"a list of {classes}" if classes else "none, for this teacher knows no classes"
         raise UserError(f"method.class_weights: {len(weights)} numbers do not fit the teacher; allowed: {allowed}")
@@ -219,21 +218,20 @@ def read_config(run: RunDirectory) -> Config | None:
 
 def absolute_paths(config: Config) -> Config:
     """The configuration with paths that mean the same from any working directory."""
-
-    def absolute(path: str) -> str:
-        if path.startswith("builtin:") or "://" in path:
-            return path
-        return str(Path(path).expanduser().absolute())
-
     tree = config.model_dump()
     tree["teacher"]["path"] = absolute(config.teacher.path)
-    tree["evaluation"]["reference"] = absolute(config.evaluation.reference)
+    if config.evaluation.reference != TEACHER_REFERENCE:
+        tree["evaluation"]["reference"] = absolute(config.evaluation.reference)
+    tree["evaluation"]["detector"] = absolute(config.evaluation.detector)
+    tree["evaluation"]["features"] = absolute_features(config.evaluation.features)
     tree["run"]["storage"] = absolute(config.run.storage)
-    tree["init"] = {k: v if v is None else absolute(v) for k, v in tree["init"].items()}
+    tree["init"] |= {k: absolute(v) for k, v in tree["init"].items() if isinstance(v, str)}
     return parse_config(tree)
 
 
-def claim(config: Config, say: Callable[[str], None], on_loss: Callable[[str], None]) -> Lease:
+def claim(
+    config: Config, say: Callable[[str], None], on_loss: Callable[[str], None], handed: Handed = Handed()
+) -> Lease:
     """Take the run for this process, before anything is written; see `storage.lease.take_lease`.
 
     UserError, with nothing touched, if the configuration cannot run there or a live process holds the run.
@@ -243,13 +241,13 @@ def claim(config: Config, say: Callable[[str], None], on_loss: Callable[[str], N
     with _storage_errors(config):
         refuse_if_in_use(run.lease, what)
         run.pull()
-    check_inputs(config)
+    check_inputs(config, handed)
     _changes(config, run)
     with _storage_errors(config):
         return take_lease(run.lease, what, say, on_loss)
 
 
-def open_run(config: Config, owner: str | None = None) -> tuple[RunDirectory, list[str]]:
+def open_run(config: Config, owner: str | None = None, handed: Handed = Handed()) -> tuple[RunDirectory, list[str]]:
     """Create or reopen the run's directory; returns it and the fields in which a resumed run now differs.
 
     `owner`: the lease that `claim` took. UserError, with nothing touched, if inputs are missing, the storage cannot
@@ -259,7 +257,7 @@ def open_run(config: Config, owner: str | None = None) -> tuple[RunDirectory, li
     with _storage_errors(config):
         run.pull()
     if owner is None:
-        check_inputs(config)
+        check_inputs(config, handed)
     changed = _changes(config, run)
     with _storage_errors(config):
         run.path.mkdir(parents=True, exist_ok=True)
@@ -305,11 +303,11 @@ def _changes(config: Config, run: RunDirectory) -> list[str]:
     return []
 
 
-def teacher_config(config: Config, run: RunDirectory) -> ModelConfig:
-    """Configuration of the run's teacher, also before its run has begun. UserError if there is none."""
-    if config.teacher.random and not run.teacher.is_dir():
-        return untrained_config(config.teacher.path, config.run.seed)
-    return read_any_config(teacher_directory(config, run), "teacher.path")
+def start_of(config: Config, run: RunDirectory, handed: Handed = Handed()) -> Start:
+    """The networks of a run, also before it has begun; `handed` are those that its program handed over."""
+    drawn = config.teacher.random and not run.teacher.is_dir()
+    untrained = untrained_config(config.teacher.path, config.run.seed) if drawn else None
+    return Start(config, teacher_directory(config, run), handed, untrained)
 
 
 def teacher_directory(config: Config, run: RunDirectory) -> str:

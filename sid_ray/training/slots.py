@@ -31,6 +31,7 @@ class Phase(IntEnum):
     GENERATOR_DRAWS = 3
     GENERATOR_DROPOUT = 4
     AUGMENTATION = 5
+    FIT = 6
 
 
 class Slot(NamedTuple):
@@ -78,6 +79,12 @@ class DrawSource(Protocol):
         ...
 
 
+def reseed(seed: int, rollbacks: int, nimg: int, phase: Phase, slot: int) -> None:
+    """Seed torch's global generators for one slot of one phase."""
+    entropy = (seed, rollbacks, nimg, int(phase), slot)
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+
+
 @dataclass(frozen=True)
 class SeededDraws:
     """Draws that are a pure function of (seed, rollbacks, nimg, phase, slot); see `DrawSource`."""
@@ -107,8 +114,7 @@ class SeededDraws:
 
     def reseed(self, nimg: int, phase: Phase, slot: int) -> None:
         """Seed torch's global generators, which dropout draws from."""
-        entropy = (self.seed, self.rollbacks, nimg, int(phase), slot)
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+        reseed(self.seed, self.rollbacks, nimg, phase, slot)
 
     def _seeded_latents(self, nimg: int, phase: Phase, slot: int) -> tuple[Tensor, Tensor | None]:
         self.reseed(nimg, phase, slot)

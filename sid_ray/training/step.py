@@ -72,14 +72,14 @@ class Iteration:
             labels = draw.class_labels
         else:
             images, labels = shared[i][1].detach(), shared[i][0].class_labels
-        augment_labels = None
+        denoise: Denoise = _with_labels(fake_score.module.train(), labels)
         if method.augment > 0:
             self.draws.reseed(nimg, Phase.AUGMENTATION, slot.number)
             images, augment_labels = augment(images, method.augment)
+            denoise = partial(fake_score.module, class_labels=labels, augment_labels=augment_labels)
         self.draws.reseed(nimg, Phase.FAKE_SCORE_DROPOUT, slot.number)
-        denoise = partial(fake_score.module.train(), class_labels=labels, augment_labels=augment_labels)
         scale = method.loss_scale_fake_score * slot.weight / self.config.batch.size
-        loss = fake_score_loss(images, draw.sigma, draw.noise, denoise, scale)
+        loss = fake_score_loss(images, draw.sigma, draw.noise, denoise, scale, fake_score.module.sigma_data)
         fake_score.backward(loss)
         fake_score.step()
         return loss.detach()

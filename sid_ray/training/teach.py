@@ -20,8 +20,8 @@ from sid_ray.evaluation.fid import (
     generator_statistics,
     heun_sampler,
     one_step_sampler,
-    reference_from_images,
 )
+from sid_ray.evaluation.reference_images import reference_from_images
 from sid_ray.evaluation.statistics import ReferenceStatistics, load_reference, save_reference
 from sid_ray.teachers.digits import NETWORK, NUM_CLASSES, digits_images, train_teacher
 from sid_ray.teachers.model_directory import ModelConfig, save_model
@@ -34,7 +34,7 @@ LICENCE = (
 SIGMA_INIT = 2.5
 """Noise level at which a SiD generator starts from the teacher (SiD, arXiv 2404.04057)."""
 Progress = Callable[[str], None]
-LIBRARIES = ("sid-ray", "torch", "numpy", "scikit-learn", "torchmetrics")
+LIBRARIES = ("sid-ray", "torch", "numpy", "scikit-learn")
 
 
 def teach_digits(

@@ -5,31 +5,36 @@ Needs no Ray: `python -m sid_ray.training.worker CONFIG.yaml` runs it in a plain
 
 from __future__ import annotations
 
+import copy
 import sys
 from contextlib import ExitStack, nullcontext
 
 import torch
 
 from sid_ray.config import Config, load_config
-from sid_ray.teachers.sources import load_denoiser
+from sid_ray.teachers.modules import Handed
+from sid_ray.teachers.start import Start
 from sid_ray.training.best_effort import BestEffort
 from sid_ray.training.board import Board
 from sid_ray.training.checkpoints import NamedState, check_names, read_network, read_progress, restore
 from sid_ray.training.distributed import World, join_world
 from sid_ray.training.engines import Networks, build_networks
 from sid_ray.training.evaluator import Evaluator
+from sid_ray.training.fit import fitted_student
 from sid_ray.training.loop import Loop
 from sid_ray.training.outside import Outside, PlainOutside
 from sid_ray.training.progress import Progress
-from sid_ray.training.run_directory import RunDirectory, check_workers, claim, open_run, teacher_directory
+from sid_ray.training.run_directory import RunDirectory, check_workers, claim, open_run, start_of
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
+from sid_ray.training.watchdog import Watchdog
 
 
-def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
+def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Handed = Handed()) -> Progress:
     """Train on this rank, from the newest complete checkpoint if there is one; returns the final counters.
 
-    `config` and the run's directory have been checked (`open_run`). Every rank of the job calls this.
+    `config` and the run's directory have been checked (`open_run`). `handed`: networks that a Python program handed
+    over. Every rank of the job calls this.
     """
     torch.set_num_threads(config.cluster.cpus_per_worker)
     world = join_world()
@@ -37,7 +42,11 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
     run.pull()
     world.barrier()
     slots = slots_of_rank(config.num_slots, world.rank, world.size)
-    networks, progress = restore_or_start(config, run, world, len(slots), outside)
+    start = start_of(config, run, handed)
+    restored = restore_or_start(config, run, start, world, len(slots), outside)
+    if restored is None:
+        return Progress()
+    networks, progress = restored
     draws = SeededDraws(
         denoiser=networks.plain,
         micro_batch=config.engine.micro_batch,
@@ -52,24 +61,27 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
     attempt = BestEffort(outside.note)
     mirror = run.mirror(outside.note) if world.is_first else None
     board = Board(run, config, progress.nimg, attempt) if world.is_first else None
+    watchdog = Watchdog(config.cluster.hang_timeout_seconds, run.error_log, f"worker {world.rank} of {world.size}")
     loop = Loop(
         config=config,
         run=run,
         world=world,
         networks=networks,
         iteration=Iteration(config, networks, draws, slots),
-        evaluator=Evaluator(config, run, world, networks.plain),
+        evaluator=Evaluator(config, run, start, world, networks.plain),
         progress=progress,
         outside=outside,
         attempt=attempt,
         board=board,
         mirror=mirror,
+        watchdog=watchdog,
     )
     with mirror or nullcontext():
         try:
             if loop.train():
                 loop.finish()
         finally:
+            watchdog.close()
             if board:
                 board.close()
             networks.generator.destroy()
@@ -78,13 +90,16 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside) -> Progress:
 
 
 def restore_or_start(
-    config: Config, run: RunDirectory, world: World, slots_per_rank: int, outside: Outside
-) -> tuple[Networks, Progress]:
-    """The networks as the newest complete checkpoint left them, or as they are before training. Collective."""
-    path = teacher_directory(config, run)
-    teacher, _ = load_denoiser(path, "teacher.path")
-    generator, _ = load_denoiser(config.init.generator or path, "init.generator")
-    fake_score, _ = load_denoiser(config.init.fake_score or path, "init.fake_score")
+    config: Config, run: RunDirectory, start: Start, world: World, slots_per_rank: int, outside: Outside
+) -> tuple[Networks, Progress] | None:
+    """The networks as the newest complete checkpoint left them, or as they are before training. Collective.
+
+    None if somebody asked to stop before they were ready.
+    """
+    (teacher, _), (student, _) = start.teacher(), start.student()
+    if start.needs_fit and not fitted_student(config, run, teacher, student, world, outside):
+        return None
+    generator, fake_score = start.role("generator", copy.deepcopy(student)), start.role("fake_score", student)
     checkpoint = restore(run.depot, world, outside.note)
     progress, states = Progress(), dict[str, NamedState]()
     if checkpoint is not None:

@@ -56,7 +56,7 @@ def test_fid_is_scipys_on_random_features():
 
 
 def test_fid_is_scipys_on_digits():
-    network = load_features("digits")
+    network = load_features("digits", (1, 8, 8))
     images, labels = digits_images()
     low, high = images[labels < 5], images[labels >= 5]
     fid = frechet_distance(image_statistics(low, network), reference_of(image_statistics(high, network)))
@@ -153,7 +153,7 @@ def test_dimensions_must_agree():
 
 def test_unknown_features_are_refused():
     with pytest.raises(UserError, match=r"evaluation\.features.*digits"):
-        load_features("nonsense")
+        load_features("nonsense", (1, 8, 8))
 
 
 def test_reference_round_trip(tmp_path):

@@ -34,6 +34,20 @@ def test_kid_is_torchmetrics():
     assert ours.mean == pytest.approx(theirs.compute()[0].item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("d", [3, 2048])
+def test_kid_is_a_loop_over_pairs(d):
+    """The unbiased estimate as it is defined, pair by pair."""
+    x, y = features(12, d).double(), features(12, d, seed=1, shift=0.3).double()
+
+    def kernel(a, b):
+        return float((a @ b / d + 1) ** 3)
+
+    pairs = [(i, j) for i in range(12) for j in range(12)]
+    within = sum(kernel(x[i], x[j]) + kernel(y[i], y[j]) for i, j in pairs if i != j) / (12 * 11)
+    expected = within - 2 * sum(kernel(x[i], y[j]) for i, j in pairs) / 144
+    assert kernel_distance(x.float(), y.float(), subsets=3).mean == pytest.approx(expected, rel=1e-6)
+
+
 def test_kid_of_equal_distributions_is_about_zero_and_otherwise_not():
     a, b, c = features(400, 16), features(400, 16, seed=1), features(400, 16, seed=2, shift=0.5)
     same, other = kernel_distance(a, b, subset_size=200), kernel_distance(a, c, subset_size=200)
@@ -46,6 +60,17 @@ def test_inception_score_is_torchmetrics():
     theirs = InceptionScore(feature=Given(), splits=1)
     theirs.update(logits)
     assert inception_score(logits.softmax(1), splits=1).mean == pytest.approx(theirs.compute()[0].item(), rel=1e-5)
+
+
+def test_inception_score_of_ten_parts_is_a_loop():
+    p = (features(103, 7) * 2).softmax(1).double()
+    parts = [p[i * 103 // 10 : (i + 1) * 103 // 10] for i in range(10)]
+    scores = [
+        math.exp(sum(float((row * (row / part.mean(0)).log()).sum()) for row in part) / len(part)) for part in parts
+    ]
+    ours = inception_score(p)
+    assert ours.mean == pytest.approx(sum(scores) / 10)
+    assert ours.deviation == pytest.approx(float(torch.tensor(scores).std(unbiased=False)), rel=1e-4)
 
 
 def test_inception_score_at_its_ends():
@@ -74,6 +99,16 @@ def test_precision_and_recall_are_brute_force(d, block):
     assert (ours.precision, ours.recall) == (pytest.approx(precision), pytest.approx(recall))
     if d == 2:
         assert 0 < ours.recall < 1 and ours.precision > 0
+
+
+def test_equal_points_far_from_the_origin_are_equal():
+    """Where the expanded square cancels: every real image is generated once, among others that are near."""
+    real = features(50, 2048) + 1000
+    both = torch.cat([real, features(50, 2048, seed=1) + 1000])
+    assert precision_recall(both, real, k=1, block=16).recall == 1.0
+    copies = real[:5].repeat(4, 1)  # three neighbours at distance 0, so the radius is 0 as well
+    assert precision_recall(copies, copies, block=7) == (1.0, 1.0)
+    assert precision_recall(copies + 0.1, copies) == (0.0, 0.0)
 
 
 def test_precision_and_recall_see_what_is_missing():

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -22,6 +23,13 @@ def wait_for_checkpoint(run, process):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def dashboard_addresses(process):
+    """Where the dashboards of a job's cluster listen."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    dashboards = [child for child in children if any("dashboard.py" in word for word in child.cmdline())]
+    return {c.laddr.ip for child in dashboards for c in child.net_connections() if c.status == psutil.CONN_LISTEN}
 
 
 def test_a_run_says_what_it_does_and_leaves_what_it_promises(whole):
@@ -69,6 +77,7 @@ def test_ctrl_c_writes_a_checkpoint_and_the_same_command_goes_on(whole, tmp_path
     process = start(*SHORT, cwd=tmp_path)
     run = tmp_path / "runs" / "digits"
     wait_for_checkpoint(run, process)
+    assert dashboard_addresses(process) <= {"127.0.0.1", "::1"}
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "stopping" in output and "(resumes)" in output, output

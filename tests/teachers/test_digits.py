@@ -78,7 +78,7 @@ def test_packaged_teacher_denoises(data):
 
 
 def test_packaged_classifier(data):
-    network = load_features("digits")
+    network = load_features("digits", (1, 8, 8))
     _, held_out = split_indices(len(data[0]), 0.2, seed=0)
     assert accuracy(network, data[0], data[1]) > 0.97
     assert accuracy(network, data[0][held_out], data[1][held_out]) > 0.97
@@ -90,14 +90,16 @@ def test_packaged_classifier(data):
 def test_packaged_reference_is_of_the_packaged_network(data):
     reference = load_reference("builtin:digits")
     assert (reference.num, reference.features) == (1797, "digits")
-    assert frechet_distance(image_statistics(data[0], load_features("digits")), reference) == pytest.approx(0, abs=1e-4)
+    assert frechet_distance(image_statistics(data[0], load_features("digits", (1, 8, 8))), reference) == pytest.approx(
+        0, abs=1e-4
+    )
 
 
 def test_packaged_teacher_samples_what_it_is_asked_for():
     """FID of 400 images: far below the untrained generator's, and the labels that were asked for."""
     teacher, network, reference = (
         load_teacher("builtin:digits"),
-        load_features("digits"),
+        load_features("digits", (1, 8, 8)),
         load_reference("builtin:digits"),
     )
     many = frechet_distance(generator_statistics(heun_sampler(teacher, 0), 400, network, 400), reference)

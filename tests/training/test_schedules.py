@@ -1,11 +1,10 @@
-"""What depends on the image count alone, and how the batch is cut."""
+"""What depends on the image count alone."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sid_ray.training.schedules import crossed, ema_beta, evaluation_due, learning_rate
-from sid_ray.training.slots import slots_of_rank
 
 
 def test_learning_rates():
@@ -33,11 +32,3 @@ def test_each_interval_is_crossed_once(batch, every_kimg, steps):
 def test_evaluations_are_closer_early():
     due = [n for n in range(0, 40_000, 128) if evaluation_due(12.8, n, n + 128)]
     assert [n + 128 for n in due] == [1664, 3200, 6400, 12_800, 25_600, 38_400]
-
-
-@given(st.integers(1, 64), st.integers(1, 16))
-def test_every_slot_is_run_once_and_ranks_stay_in_step(num_slots, world):
-    ranks = [slots_of_rank(num_slots, rank, world) for rank in range(world)]
-    assert len({len(slots) for slots in ranks}) == 1
-    assert sorted(s.number for slots in ranks for s in slots if s.weight) == list(range(num_slots))
-    assert all(s.number == 0 for slots in ranks for s in slots if not s.weight)

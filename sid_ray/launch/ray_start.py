@@ -1,0 +1,32 @@
+"""Connecting to Ray."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def start_ray(cpus: int) -> Any:
+    """Connect to the cluster this runs on (RAY_ADDRESS), or start one on this machine with at least `cpus` CPUs.
+
+    Returns the `ray` module. Does nothing more if this process is connected already.
+    """
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    import logging
+
+    import ray
+
+    if not ray.is_initialized():
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(**quiet)
+        else:
+            # "local": a cluster of our own, even if another one runs on this machine.
+            cpus = max(os.cpu_count() or 1, cpus)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    return ray
