@@ -206,7 +206,7 @@ class Guard(Section):
     checkpoint of the best FID and go on from there with lower learning rates and other random draws."""
     max_rollbacks: int = Field(3, ge=0)
     """Rollbacks of a run; the next divergence stops it."""
-    rollback_lr_factor: float = Field(0.5, gt=0, le=1)
+    rollback_lr_factor: float = Field(0.3, gt=0, le=1)
     """Both learning rates are multiplied by this at each rollback."""
     fid_factor: float = Field(3.0, gt=1)
     """An FID above this factor of the best so far is too high: a spike if it recovers, else a divergence. An FID

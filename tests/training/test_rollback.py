@@ -5,11 +5,16 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sid_ray.config import load_config
+from sid_ray.errors import UserError
+from sid_ray.training import worker
 from sid_ray.training.board import read_metrics, split_at_rollbacks
-from sid_ray.training.checkpoints import complete_checkpoints, read_progress
+from sid_ray.training.checkpoints import complete_checkpoints, complete_names, nimg_of, read_progress
 from sid_ray.training.rollback import best_before, read_rollbacks, slowed
 from sid_ray.training.run_directory import RunDirectory
+from tests.alone import Recorder, train
 from tests.launching import torchrun
+from tests.poisoned_worker import PoisonedDraws
 from tests.training.test_worker import assert_same, end_state
 
 distributed = pytest.mark.distributed
@@ -89,9 +94,9 @@ def check_rolled_back(run):
     assert rollback.to_nimg == min(min(fids, key=lambda n: fids[n]), 48)
     lives = {read_progress(c).nimg: read_progress(c).rollbacks for c in complete_checkpoints(run.checkpoints)}
     assert lives == {n: int(n > rollback.to_nimg) for n in range(16, 97, 16)}
-    # The abandoned stretch is still told, the other one once, with half the learning rate.
+    # The abandoned stretch is still told, the other one once, with a lower learning rate.
     rates = [(r["nimg"], r["learning_rate/generator"]) for r in line if "learning_rate/generator" in r]
-    assert rates == [(n, 1e-4 if n <= rollback.to_nimg else 0.5e-4) for n in range(16, 97, 16)]
+    assert rates == [(n, pytest.approx(1e-4 if n <= rollback.to_nimg else 0.3e-4)) for n in range(16, 97, 16)]
     assert {r["nimg"] for r in abandoned} == set(range(rollback.to_nimg + 16, 97, 16))
     first, first_texts = events_in(run.tensorboard)
     second, second_texts = events_in(run.tensorboard / "after-rollback-1")
@@ -139,6 +144,36 @@ def test_policies_on_a_learning_rate_far_too_high(job, tmp_path):
     assert rates == {pytest.approx(3e-2), pytest.approx(2.7e-2), pytest.approx(2.43e-2)}
 
 
+def test_a_run_on_s3_rolls_back(job, bucket, monkeypatch):
+    """The list of rollbacks is on S3 before anything relies on it, and abandoned checkpoints go from there."""
+    monkeypatch.setattr(worker, "SeededDraws", PoisonedDraws)
+    monkeypatch.setattr(PoisonedDraws, "poison_from", 64)
+    monkeypatch.setattr(PoisonedDraws, "lives", 1)
+    outside = Recorder()
+    config = load_config(job("on-s3", run__storage=f"s3://{bucket}/runs", **POISON))
+    run, progress = train(config, outside)
+    (rollback,) = read_rollbacks(run)
+    assert run.remote.read("rollbacks.json")[0] == run.rollbacks.read_bytes()
+    names = complete_names(run.depot)
+    assert {nimg_of(n): run.depot.marker(n)["rollbacks"] for n in names} == {
+        n: int(n > rollback.to_nimg) for n in range(16, 97, 16)
+    }
+    assert (progress.nimg, progress.rollbacks) == (96, 1)
+    assert [note for note in outside.notes if note.startswith("rollback 1")] == [f"{rollback}; learning rates x 0.3"]
+
+
+def test_a_rollback_that_cannot_be_noted_down_ends_the_run(job, monkeypatch):
+    """Something else lies where the list belongs: every worker stops, and the checkpoints stay."""
+    monkeypatch.setattr(worker, "SeededDraws", PoisonedDraws)
+    monkeypatch.setattr(PoisonedDraws, "poison_from", 16)
+    monkeypatch.setattr(PoisonedDraws, "lives", 1)
+    run = RunDirectory(job.runs / "in-the-way")
+    outside = Recorder(at_report=lambda nimg: run.rollbacks.mkdir(exist_ok=True))
+    with pytest.raises(UserError, match=r"run.storage: a rollback failed in .*in-the-way"):
+        train(job("in-the-way", **POISON), outside)
+    assert [path.name for path in complete_checkpoints(run.checkpoints)] == ["nimg-000000000032", "nimg-000000000016"]
+
+
 @pytest.mark.parametrize(
     ("checkpoints", "since", "best", "expected"),
     [
@@ -157,8 +192,6 @@ def test_the_checkpoint_to_go_back_to(checkpoints, since, best, expected):
 
 
 def test_learning_rates_fall_with_each_rollback():
-    from sid_ray.config import load_config
-
     config = load_config("digits", {"guard.rollback_lr_factor": 0.1})
     slower = slowed(config, 2)
     assert slower.optimizer.generator_lr == pytest.approx(1e-6) == pytest.approx(slower.optimizer.fake_score_lr)
