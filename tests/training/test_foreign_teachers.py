@@ -65,7 +65,7 @@ def test_a_changed_folder_is_refused_and_augmentation_too(job, pipeline):
     scheduler.write_text(scheduler.read_text().replace("epsilon", "v_prediction"))
     with pytest.raises(UserError, match="not the file that this run began with"):
         open_run(config)
-    with pytest.raises(UserError, match=r"method\.augment: 0\.1 needs a teacher with 9 .* this one has 0; allowed: 0"):
+    with pytest.raises(UserError, match=r"method\.augment: 0\.1 needs a network with 9 .* this one has 0; allowed: 0"):
         check_inputs(load_config(job("augmented", teacher__path=str(pipeline), method__augment=0.1)))
 
 
