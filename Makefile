@@ -34,9 +34,6 @@ test-all: install
 test-faults: install
 	$(BIN)/python -m pytest tests/faults -m "faults or not faults"
 
-test-faults: install
-	$(BIN)/python -m pytest -m faults
-
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

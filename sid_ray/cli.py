@@ -24,6 +24,7 @@ app.add_typer(teach_app, name="teach")
 
 FEATURES = "Feature network: digits, inception, a TorchScript file (.pt), or python:package.module:factory (runs it)."
 DETECTOR = "Where Inception's TorchScript file lies: a path or an address; its sha256 is checked."
+NETWORK = "Network that takes the weights, python:package.module:factory; needed if it is code of your own (runs it)."
 WORKERS = (
     "Processes that share the images, one GPU (or CPU) each; auto: all GPUs of this machine or of the cluster at "
     "RAY_ADDRESS, else one. The result does not depend on it."
@@ -134,12 +135,13 @@ def generate(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 250,
     workers: Annotated[str, typer.Option(help=WORKERS)] = "auto",
+    network: Annotated[str | None, typer.Option(help=NETWORK)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
 ) -> None:
     """Sample a one-step generator."""
     from sid_ray.launch.measuring import generate_images
 
-    print(f"{num} images in {generate_images(model, num, out, seed, label, batch, workers, overwrite)}")
+    print(f"{num} images in {generate_images(model, num, out, seed, label, batch, workers, overwrite, network)}")
 
 
 @app.command()
@@ -182,6 +184,7 @@ def evaluate(
     steps: Annotated[int, typer.Option(min=1, help="Heun steps of a teacher (18 steps are 35 evaluations).")] = 18,
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 250,
     workers: Annotated[str, typer.Option(help=WORKERS)] = "auto",
+    network: Annotated[str | None, typer.Option(help=NETWORK)] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the numbers to this new file.")] = None,
 ) -> None:
     """Measure a generator or a teacher: all metrics from one pass of images."""
@@ -189,7 +192,8 @@ def evaluate(
     from sid_ray.launch.measuring import check_new, measure_trials, write_trials
 
     check_new("--json", json)
-    setup, seeds = prepare(model, metrics, features, reference, steps, detector), range(seed, seed + trials)
+    setup = prepare(model, metrics, features, reference, steps, detector, network)
+    seeds = range(seed, seed + trials)
     for warning in warnings(setup, num):
         print(f"warning: {warning}", file=sys.stderr)
     measured = measure_trials(setup, num, seeds, batch, workers)

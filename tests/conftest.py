@@ -1,11 +1,16 @@
 """Shared fixtures."""
 
+import hypothesis
 import pytest
 import torch
 
 from sid_ray.teachers.model_directory import ModelConfig, save_model
 from tests.golden_numbers import golden_denoiser, load_golden
 from tests.launching import SHORT, command
+
+# A busy machine must not fail a property.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True)

@@ -45,3 +45,13 @@ def torchrun(ranks: int, module: str, *arguments: str, timeout: float = 300) -> 
     )
     assert done.returncode == 0, done.stdout[-30_000:]  # all ranks' tracebacks, not only the last one's
     return done.stdout
+
+
+def upload(folder: Path, bucket: str, prefix: str) -> str:
+    """Put a folder on S3 and return its address."""
+    from sid_ray.storage import s3_client
+
+    for file in folder.rglob("*"):
+        if file.is_file():
+            s3_client().upload_file(str(file), bucket, f"{prefix}/{file.relative_to(folder)}")
+    return f"s3://{bucket}/{prefix}"

@@ -140,9 +140,13 @@ def test_dry_run_refuses_what_can_be_known_to_be_wrong(offline):
         with pytest.raises(UserError) as error:
             describe_run(load_config("cifar10-uncond", overrides))
         assert message in str(error.value)
+    own = load_config("cifar10-uncond", {"evaluation.reference": "teacher", "cluster.workers": "2-4"})
+    told = describe_run(own)
+    assert ("reference", "made of the teacher's samples") in told
+    assert [text.split(":")[0] for what, text in told if what == "memory"] == ["2 worker(s)", "4 worker(s)"]
     unknown = load_config("cifar10-uncond", {"teacher.path": "https://example.org/other.pkl"})
     assert "its architecture is not known before" in dict(describe_run(unknown))["teacher"]
-    with pytest.raises(UserError, match=r"method\.augment: 0\.1 needs a teacher with 9 augmentation labels"):
+    with pytest.raises(UserError, match=r"method\.augment: 0\.1 needs a network with 9 augmentation labels"):
         describe_run(load_config("imagenet64", {"method.augment": 0.1}))
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from sid_ray.errors import UserError
 from sid_ray.evaluation.fid import quantise
 from sid_ray.evaluation.parts import Part
-from sid_ray.evaluation.pictures import save_png, tile_pixels
+from sid_ray.evaluation.pictures import plot_points, save_png, tile_pixels, visible
+from sid_ray.teachers.modules import named_network
 from sid_ray.teachers.sources import load_generator
 
 ARRAY = "images.npy"
@@ -29,10 +30,12 @@ class SampledImages:
     model: str
     classes: tuple[int, ...] | None
     """Class index of every image; None draws them."""
+    network: str | None = None
+    """`python:package.module:factory` of the generator's network, if that is the user's own code."""
 
     def load(self, device: torch.device) -> Callable[[Part], Tensor]:
         """Function from a part to its uint8 images (n, C, H, W), on the CPU."""
-        generator = load_generator(self.model).to(device)
+        generator = load_generator(self.model, named_network(self.network)).to(device)
         labels = None if self.classes is None else torch.tensor(self.classes)
 
         def run(part: Part) -> Tensor:
@@ -53,19 +56,22 @@ def check_out(out: Path, overwrite: bool = False) -> None:
 def write_images(out: Path, batches: Iterable[Tensor], num: int, overwrite: bool = False) -> Path:
     """Write `num` uint8 images, given in batches (n, C, H, W), and return where.
 
-    `.png`: one grid; `.npz`: uint8 `images` (N, H, W, C); without suffix: a folder of PNGs at their own size. Only the
-    grid needs all images in memory. UserError as in `check_out`.
+    `.png`: one grid, or a plot of points; `.npz`: uint8 `images` (N, H, W, C); without suffix: a folder of PNGs at
+    their own size. Only the grid needs all images in memory. UserError as in `check_out`.
     """
     check_out(out, overwrite)
     if out.suffix == ".png":
-        save_png(out, tile_pixels(torch.cat(list(batches)), columns=min(num, round(num**0.5) or 1)))
+        images = torch.cat(list(batches))
+        points = images.shape[2:] == (1, 1)
+        grid = plot_points({"one step": images / 127.5 - 1}) if points else tile_pixels(images, round(num**0.5) or 1)
+        save_png(out, grid)
         return out
     pictures = (batch.permute(0, 2, 3, 1).numpy() for batch in batches)
     if out.suffix == ".npz":
         _write_npz(out, pictures, num)
     else:
         for number, picture in enumerate(chain.from_iterable(pictures)):
-            save_png(out / f"{number:06d}.png", picture)
+            save_png(out / f"{number:06d}.png", visible(picture))
     return out
 
 

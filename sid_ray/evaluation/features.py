@@ -192,7 +192,7 @@ images and `evaluation.detector`."""
 
 def absolute_features(name: str) -> str:
     """The name as it means the same from any working directory: a TorchScript file's path becomes absolute."""
-    return absolute(name) if name.endswith(TORCHSCRIPT) and not is_python(name) else name
+    return absolute(name) if name.endswith(TORCHSCRIPT) else name
 
 
 def load_features(name: str, image_shape: ImageShape, detector: str = INCEPTION_ADDRESS) -> FeatureNetwork:

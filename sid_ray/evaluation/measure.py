@@ -20,6 +20,7 @@ from sid_ray.evaluation.metrics import inception_score, kernel_distance, precisi
 from sid_ray.evaluation.parts import Part, cut, local_device, run_here
 from sid_ray.evaluation.statistics import FeatureStatistics, ReferenceStatistics, check_fits, load_reference
 from sid_ray.teachers.model_directory import absolute
+from sid_ray.teachers.modules import named_network
 from sid_ray.teachers.sources import load_denoiser, read_any_config
 
 METRICS = {
@@ -42,10 +43,12 @@ class SampledFeatures:
     detector: str
     steps: int
     """Heun steps of a teacher."""
+    network: str | None = None
+    """`python:package.module:factory` of the model's network, if that is the user's own code."""
 
     def load(self, device: torch.device) -> Callable[[Part], Tensor]:
         """Function from a part to its features, float32 (n, d), on the CPU. An image that is not finite has NaN."""
-        sampler, shape = load_sampler(self.model, self.steps, device)
+        sampler, shape = load_sampler(self.model, self.steps, device, self.network)
         network = load_features(self.features, shape, self.detector).to(device)
 
         @torch.no_grad()
@@ -58,10 +61,10 @@ class SampledFeatures:
 
 
 def load_sampler(
-    model: str, steps: int, device: torch.device | str
+    model: str, steps: int, device: torch.device | str, network: str | None = None
 ) -> tuple[Callable[[int], Sampler], tuple[int, int, int]]:
     """(sampler of a seed, shape of its images) of a generator, in one step, or of a teacher, in Heun steps."""
-    denoiser, config = load_denoiser(model)
+    denoiser, config = load_denoiser(model, "model", named_network(network))
     denoiser.to(device).requires_grad_(False)
 
     def sampler(seed: int) -> Sampler:
@@ -83,7 +86,13 @@ class Setup(NamedTuple):
 
 
 def prepare(
-    model: str, metrics: str, features: str, reference: str, steps: int = 18, detector: str = INCEPTION_ADDRESS
+    model: str,
+    metrics: str,
+    features: str,
+    reference: str,
+    steps: int = 18,
+    detector: str = INCEPTION_ADDRESS,
+    network: str | None = None,
 ) -> Setup:
     """Load all but the model's weights and check that it fits. `metrics`: names with commas; `steps`: a teacher's.
 
@@ -95,17 +104,17 @@ def prepare(
         if name not in METRICS:
             raise UserError(f"--metrics: {name!r} is not allowed; allowed: {', '.join(METRICS)}")
     shape = read_any_config(model).image_shape()
-    network, against = load_features(features, shape, detector), load_reference(reference)
-    check_fits(against, network, f"--reference: {reference}")
+    looking, against = load_features(features, shape, detector), load_reference(reference)
+    check_fits(against, looking, f"--reference: {reference}")
     if against.sample is None and (needing := [m for m in wanted if m in ("kid", "pr")]):
         raise UserError(
             f"--metrics: {needing[0]!r} needs a reference with features of images, such as sid-ray stats makes; "
             f"{reference} has none"
         )
-    if "is" in wanted and network.probabilities(torch.zeros(1, network.num_features)) is None:
-        raise UserError(f"--metrics: 'is' needs a feature network that knows classes; {network.name} does not")
-    work = SampledFeatures(absolute(model), absolute_features(features), absolute(detector), steps)
-    return Setup(work, network, against, wanted)
+    if "is" in wanted and looking.probabilities(torch.zeros(1, looking.num_features)) is None:
+        raise UserError(f"--metrics: 'is' needs a feature network that knows classes; {looking.name} does not")
+    work = SampledFeatures(absolute(model), absolute_features(features), absolute(detector), steps, network)
+    return Setup(work, looking, against, wanted)
 
 
 def measure(

@@ -37,7 +37,13 @@ def tile_pixels(pixels: Tensor, columns: int) -> NDArray[np.uint8]:
     pixels = torch.cat([pixels, pixels.new_full((missing, *pixels.shape[1:]), GREY)])
     n, c, h, w = pixels.shape
     grid = pixels.reshape(n // columns, columns, c, h, w).permute(0, 3, 1, 4, 2)
-    return grid.reshape(n // columns * h, columns * w, c).numpy()
+    return visible(grid.reshape(n // columns * h, columns * w, c).numpy())
+
+
+def visible(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (H, W, C) with 1 or 3 channels: of other numbers the first three, or the first."""
+    channels = picture.shape[-1]
+    return picture if channels in (1, 3) else picture[..., : 3 if channels > 3 else 1]
 
 
 def save_png(path: Path, picture: NDArray[np.uint8]) -> None:
@@ -58,27 +64,27 @@ def sample_grid(generator: OneStepGenerator, num: int, seed: int = 0) -> tuple[T
     return generator.sample(num, seed=seed, class_labels=labels), columns
 
 
-def plot_points(generated: Tensor, teachers: Tensor) -> NDArray[np.uint8]:
-    """Points (N, d, 1, 1) of the generator beside the teacher's, as a uint8 picture (H, W, 3).
+def plot_points(panels: dict[str, Tensor]) -> NDArray[np.uint8]:
+    """Points (N, d, 1, 1) in panels side by side, by title, as a uint8 picture (H, W, 3).
 
-    The first two coordinates; a histogram if there is only one. Both have the axes of the teacher's points.
+    The first two coordinates; a histogram if there is only one. The axes are those of the last panel's points.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(4 * len(panels), 4), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    sets = (("one step", generated, "tab:blue"), ("teacher, many steps", teachers, "tab:red"))
-    low, high = float(teachers.min()), float(teachers.max())
+    *_, last = panels.values()
+    low, high = float(last.min()), float(last.max())
     margin = 0.1 * (high - low) or 1.0
     limits = (low - margin, high + margin)
-    for axes, (title, points, colour) in zip(panels, sets, strict=True):
+    rows = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)
+    for index, (axes, (title, points)) in enumerate(zip(rows[0], panels.items(), strict=True)):
         flat = points.flatten(1).numpy()
         if flat.shape[1] == 1:
-            axes.hist(flat[:, 0], bins=60, range=limits, color=colour)
+            axes.hist(flat[:, 0], bins=60, range=limits, color=f"C{index}")
         else:
-            axes.scatter(flat[:, 0], flat[:, 1], s=3, color=colour)
+            axes.scatter(flat[:, 0], flat[:, 1], s=3, color=f"C{index}")
             axes.set(ylim=limits, aspect="equal")
         axes.set(title=title, xlim=limits)
     canvas.draw()

@@ -26,6 +26,7 @@ from sid_ray.evaluation.reference_images import reference_statistics
 from sid_ray.evaluation.statistics import ReferenceStatistics, save_reference
 from sid_ray.launch.parallel import map_parts
 from sid_ray.teachers.model_directory import absolute
+from sid_ray.teachers.modules import named_network
 from sid_ray.teachers.sources import load_generator
 from sid_ray.training.teach import library_versions
 
@@ -114,21 +115,29 @@ def make_reference(
 
 
 def generate_images(
-    model: str, num: int, out: Path, seed: int, labels: list[int] | None, batch: int, workers: str, overwrite: bool
+    model: str,
+    num: int,
+    out: Path,
+    seed: int,
+    labels: list[int] | None,
+    batch: int,
+    workers: str,
+    overwrite: bool,
+    network: str | None = None,
 ) -> Path:
     """Write `num` images of a one-step generator, the classes taken in turn from `labels`; returns where."""
     check_out(out, overwrite)
-    generator = load_generator(model)
+    generator = load_generator(model, named_network(network))
     classes = tuple(labels[i % len(labels)] for i in range(num)) if labels else None
     try:
         generator.check_labels(num, None if classes is None else list(classes))
     except ValueError as error:
         raise UserError(f"--label: {error}") from error
-    parts = cut([seed], num, batch)
+    parts, work = cut([seed], num, batch), SampledImages(absolute(model), classes, network)
     with counting_images(num) as count:
 
         def counted() -> Iterator[Any]:
-            for images in in_order(parts, map_parts(SampledImages(absolute(model), classes), parts, workers)):
+            for images in in_order(parts, map_parts(work, parts, workers)):
                 count(len(images))
                 yield images
 

@@ -13,7 +13,7 @@ import torch
 
 from sid_ray.errors import UserError
 from sid_ray.evaluation.parts import Part, Work, local_device, run_here
-from sid_ray.launch.ray_start import start_ray
+from sid_ray.launch.ray_start import extend_import_path, import_path, start_ray
 
 T = TypeVar("T")
 
@@ -52,14 +52,14 @@ def _on_ray(work: Work[T], parts: Sequence[Part], wanted: int | None) -> Iterato
             raise UserError(f"--workers: {wanted or 'auto'} needs as many {kind}s; there are {most}")
         # Without a limit on calls a process with a GPU, too, keeps what it loaded for its next part.
         task: Any = ray.remote(num_cpus=int(not gpus), num_gpus=int(bool(gpus)), max_calls=0)(_run)
-        launch, shared = uuid.uuid4().hex, ray.put(work)
+        launch, shared, paths = uuid.uuid4().hex, ray.put(work), import_path()
         left = iter(parts)
-        running = {task.remote(launch, shared, part): part for part in itertools.islice(left, wanted or most)}
+        running = {task.remote(launch, paths, shared, part): part for part in itertools.islice(left, wanted or most)}
         while running:
             (done,), _ = ray.wait(list(running))
             part, result = running.pop(done), _result(done)
             for following in itertools.islice(left, 1):
-                running[task.remote(launch, shared, following)] = following
+                running[task.remote(launch, paths, shared, following)] = following
             yield part, result
     finally:
         if not connected:
@@ -77,8 +77,9 @@ def _result(done: Any) -> Any:
         raise
 
 
-def _run(launch: str, work: Any, part: Part) -> Any:
+def _run(launch: str, paths: list[str], work: Any, part: Part) -> Any:
     """The task: a part's result."""
+    extend_import_path(paths)
     return _loaded(launch, work)(part)
 
 

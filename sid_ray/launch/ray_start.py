@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
+
+
+def import_path() -> list[str]:
+    """Where this process finds modules, its working directory first: what a worker needs for the user's own code."""
+    return [os.getcwd(), *sys.path]
+
+
+def extend_import_path(paths: list[str]) -> None:
+    """Find modules where another process finds them, too; a worker's own come first."""
+    sys.path += [path for path in paths if path not in sys.path]
 
 
 def start_ray(cpus: int) -> Any:

@@ -7,7 +7,6 @@ follows them (`launch.following`) and launches them again when they left with a 
 from __future__ import annotations
 
 import os
-import sys
 import time
 import traceback
 import uuid
@@ -21,7 +20,7 @@ from sid_ray.config import Config, load_config, override
 from sid_ray.errors import UserError
 from sid_ray.launch.console import Display, cautions
 from sid_ray.launch.following import Growth, Launch, StopSignals
-from sid_ray.launch.ray_start import start_ray
+from sid_ray.launch.ray_start import extend_import_path, import_path, start_ray
 from sid_ray.storage.lease import Taken
 from sid_ray.teachers.modules import Handed
 from sid_ray.training.checkpoints import complete_names
@@ -112,7 +111,7 @@ def _launch(
     count = f"{most}" if workers[0] == most else f"{workers[0]} to {most}"
     display.note(f"{count} worker(s) on {'GPU' if use_gpu else 'CPU'}; Ctrl-C stops with a checkpoint")
     growth = Growth(most, resources, config.cluster.resize_seconds)
-    job = {"config": config.model_dump(), "owner": run.owner, "import_path": [os.getcwd(), *sys.path]}
+    job = {"config": config.model_dump(), "owner": run.owner, "import_path": import_path()}
     job["handed"] = ray.put(handed)
     failures = 0
     with StopSignals(display) as stop:
@@ -188,7 +187,7 @@ def _worker(settings: dict[str, Any]) -> None:
         return
     try:
         # The user's own code is found here as it was there; only then can its modules be read.
-        sys.path += [path for path in settings["import_path"] if path not in sys.path]
+        extend_import_path(settings["import_path"])
         handed = ray.get(settings["handed"])
         outside.end(run_worker(config, run, outside, handed).model_dump())
     except (UserError, TrainingStopped, Taken) as error:

@@ -21,6 +21,7 @@ from torch import Tensor
 from sid_ray.diffusion.denoiser import Denoiser, EDMDenoiser
 from sid_ray.errors import UserError
 from sid_ray.teachers.diffusers_unet import DiffusersDenoiser
+from sid_ray.teachers.user_code import HANDED, is_python
 
 FORMAT = 1
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -141,8 +142,10 @@ def save_new_model(out: Path, state: dict[str, Tensor], config: ModelConfig, car
 
 
 def absolute(path: str) -> str:
-    """The path as it means the same from any working directory; addresses and `builtin:` names as they are."""
-    return path if path.startswith(BUILTIN) or "://" in path else str(Path(path).expanduser().absolute())
+    """The path as it means the same from any working directory; addresses and what has no path as they are."""
+    if path.startswith((BUILTIN, HANDED)) or is_python(path) or "://" in path:
+        return path
+    return str(Path(path).expanduser().absolute())
 
 
 def resolve_model(path: str, field: str = "model") -> Path:

@@ -14,10 +14,8 @@ from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.diffusion.generator import one_hot
 from sid_ray.errors import UserError
 from sid_ray.teachers.model_directory import PYTHON_NETWORK, ModelConfig
-from sid_ray.teachers.user_code import call_factory
+from sid_ray.teachers.user_code import HANDED, call_factory
 
-HANDED = "module:"
-"""Prefix by which a configuration records a module that a Python program handed over."""
 ATTRIBUTES = {
     "image_shape": "(channels, height, width)",
     "label_dim": "the number of classes, 0 without",
@@ -68,6 +66,11 @@ def load_python(path: str, field: str) -> tuple[Denoiser, ModelConfig]:
     """The network that `python:package.module:factory` returns, in eval mode, and its configuration."""
     denoiser = check_denoiser(call_factory(path, field), f"{field}: {path}")
     return denoiser, config_of(denoiser, path)
+
+
+def named_network(name: str | None) -> Denoiser | None:
+    """The network that `--network python:package.module:factory` names; None without it."""
+    return None if name is None else load_python(name, "--network")[0]
 
 
 def config_of(denoiser: Denoiser, factory: str | None = None) -> ModelConfig:

@@ -23,8 +23,8 @@ from sid_ray.teachers.model_directory import (
     resolve_model,
     save_new_model,
 )
-from sid_ray.teachers.modules import HANDED, check_denoiser, load_python
-from sid_ray.teachers.user_code import is_python
+from sid_ray.teachers.modules import check_denoiser, load_python
+from sid_ray.teachers.user_code import HANDED, is_python
 
 UNKNOWN_LICENCE = "unknown"
 

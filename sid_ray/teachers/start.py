@@ -10,9 +10,9 @@ from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.errors import UserError
 from sid_ray.storage import digest
 from sid_ray.teachers.model_directory import ModelConfig
-from sid_ray.teachers.modules import HANDED, Handed, check_trainable, config_of, fingerprint, handed_over
+from sid_ray.teachers.modules import Handed, check_trainable, config_of, fingerprint, handed_over
 from sid_ray.teachers.sources import find_source, load_denoiser, read_any_config
-from sid_ray.teachers.user_code import PYTHON
+from sid_ray.teachers.user_code import HANDED, PYTHON
 
 Role = Literal["generator", "fake_score"]
 

@@ -11,6 +11,8 @@ from sid_ray.errors import UserError
 
 PYTHON = "python:"
 """Prefix of a factory in the user's own code."""
+HANDED = "module:"
+"""Prefix by which a configuration records a module that a Python program handed over."""
 
 
 def is_python(path: str) -> bool:

@@ -107,7 +107,7 @@ class Evaluator:
     def _teacher_reference(self) -> ReferenceStatistics:
         """The run's own reference; made once, with latents that no evaluation uses."""
         path = self.run.reference
-        if not self.world.any(path.is_file()):
+        if not self.world.once(path.is_file):
             s = self._statistics(self._teacher_sampler(self.config.evaluation.seed + REFERENCE_SEEDS))
             if self.world.is_first:
                 made = ReferenceStatistics(s.mean.numpy(), s.covariance.numpy(), s.num, self.features.name)

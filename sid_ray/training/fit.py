@@ -40,7 +40,7 @@ def fitted_student(
 
     Returns whether that is done; False if somebody asked to stop before. The networks are left on the CPU.
     """
-    if not world.any(run.student.is_file()):
+    if not world.once(run.student.is_file):
         if not _fit(config, teacher.to(world.device), student.to(world.device), world, outside):
             return False
         teacher.cpu()
@@ -108,14 +108,14 @@ def _loss(config: Config, teacher: Denoiser, student: Denoiser, samples: Tensor,
 @torch.no_grad()
 def _teacher_samples(config: Config, teacher: Denoiser, world: World) -> tuple[Tensor, Tensor | None]:
     """POOL many-step samples (POOL, C, H, W) and their one-hot labels, made by all workers together, on each."""
-    seed, shape = config.run.seed, teacher.image_shape
-    sample = heun_sampler(teacher.eval(), seed, device=world.device)
+    seed, shape, shares = config.run.seed, teacher.image_shape, config.method.class_weights
+    sample = heun_sampler(teacher.eval(), seed, device=world.device, class_weights=shares)
     pool = torch.zeros(POOL, *shape, device=world.device)
     own = range(world.rank, POOL, world.size)
     for start in range(0, len(own), config.evaluation.batch):
         part = own[start : start + config.evaluation.batch]
         pool[part.start : part.stop : part.step] = sample(part)
-    labels = draw_latents(teacher, seed, range(POOL))[1] if teacher.label_dim else None
+    labels = draw_latents(teacher, seed, range(POOL), class_weights=shares)[1] if teacher.label_dim else None
     return world.sum(pool), None if labels is None else labels.to(world.device)
 
 

@@ -243,7 +243,8 @@ class Loop:
         """A grid of images; points are drawn beside the teacher's."""
         run = self.config.run
         if generator.denoiser.image_shape[1:] == (1, 1):
-            return plot_points(generator.sample(POINTS, seed=run.seed), self.evaluator.teacher_points)
+            generated = generator.sample(POINTS, seed=run.seed)
+            return plot_points({"one step": generated, "teacher, many steps": self.evaluator.teacher_points})
         return tile(*sample_grid(generator, run.sample_images, run.seed))
 
     def _checkpoint(self, leaving: bool) -> None:

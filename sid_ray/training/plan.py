@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from sid_ray.config import Config
+from sid_ray.config import TEACHER_REFERENCE, Config
 from sid_ray.diffusion.flops import network_cost
+from sid_ray.evaluation.features import load_features
 from sid_ray.evaluation.statistics import load_reference
 from sid_ray.storage import cached, is_remote
 from sid_ray.teachers.model_directory import ModelConfig
@@ -94,13 +95,17 @@ def _measure(config: Config, teacher: ModelConfig | None) -> list[tuple[str, str
     e = config.evaluation
     if not e.num_images:
         return [("FID", "not measured (evaluation.num_images 0)")]
-    needed = [e.detector, e.reference] if e.features == "inception" else [e.reference]
-    if teacher is not None and not any(is_remote(path) for path in needed):
-        check_measure(config, teacher.image_shape("teacher.path"))
-    elif not is_remote(e.reference):
+    network = e.detector if e.features == "inception" else e.features
+    shape = None if teacher is None or is_remote(network) else teacher.image_shape("teacher.path")
+    if shape and not is_remote(e.reference):
+        check_measure(config, shape)
+    elif shape:
+        load_features(e.features, shape, e.detector)
+    elif not is_remote(e.reference) and e.reference != TEACHER_REFERENCE:
         load_reference(e.reference)
-    features = f"{e.features}: {_where(e.detector)}" if e.features == "inception" else e.features
-    return [("features", features), ("reference", _where(e.reference))]
+    features = f"{e.features}: {_where(network)}" if e.features == "inception" else _where(network)
+    reference = "made of the teacher's samples" if e.reference == TEACHER_REFERENCE else _where(e.reference)
+    return [("features", features), ("reference", reference)]
 
 
 def _where(path: str) -> str:
@@ -113,7 +118,7 @@ def _cost(config: Config, teacher: ModelConfig) -> list[tuple[str, str]]:
     with torch.device("meta"):
         parameters, flops = network_cost(teacher.build().eval())
     per_image = config.method.forwards * flops
-    workers = [config.cluster.workers] if isinstance(config.cluster.workers, int) else [1, 8]
+    workers = sorted(set(config.cluster.worker_range or (1, 8)))
     return [
         ("network", f"{parameters:,} parameters, {flops / GIGA:.4g} GFLOP per forward pass of an image"),
         (

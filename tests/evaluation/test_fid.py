@@ -229,3 +229,35 @@ def test_all_reduce_over_gloo(tmp_path):
 def test_all_reduce_alone_is_the_identity():
     statistics = FeatureStatistics.of(torch.randn(4, 2))
     assert statistics.all_reduce() is statistics
+
+
+def test_pixels_are_the_images_themselves():
+    """FID of the pixels is the Frechet distance of the images' own Gaussians, here of two with a known distance."""
+    network = load_features("pixels", (2, 1, 1))
+    rng = torch.Generator().manual_seed(0)
+    points = torch.randn(50_000, 2, 1, 1, generator=rng) * 0.2
+    features = network(quantise(points))
+    assert features.shape == (50_000, 2)
+    torch.testing.assert_close(features, points.flatten(1), rtol=0, atol=0.5 / 127.5 + 1e-6)
+    wide = FeatureStatistics.of(network(quantise(points * 1.5 + 0.1)))
+    statistics = FeatureStatistics.of(features)
+    reference = ReferenceStatistics(statistics.mean.numpy(), statistics.covariance.numpy(), 50_000, "pixels")
+    # |mean difference|^2 + sum over dimensions of (difference of standard deviations)^2
+    assert frechet_distance(wide, reference) == pytest.approx(2 * 0.1**2 + 2 * 0.1**2, rel=0.03)
+
+
+def test_points_see_modes_where_coordinates_do_not():
+    """Two modes at +-0.5 and one Gaussian with the same mean and covariance: the waves tell them apart."""
+    rng = torch.Generator().manual_seed(0)
+    narrow = 0.1 * torch.randn(20_000, 2, 1, 1, generator=rng)
+    signs = torch.randint(2, (20_000, 2, 1, 1), generator=rng) * 2 - 1
+    modes, blob = narrow + 0.5 * signs, torch.randn(20_000, 2, 1, 1, generator=rng) * (0.01 + 0.25) ** 0.5
+    blob = blob.clamp(-1, 1)
+    for name, apart in (("pixels", False), ("points", True)):
+        network = load_features(name, (2, 1, 1))
+        halves = [FeatureStatistics.of(network(quantise(x))) for x in (modes[::2], modes[1::2], blob)]
+        reference = ReferenceStatistics(halves[0].mean.numpy(), halves[0].covariance.numpy(), 10_000, name)
+        same, other = (frechet_distance(s, reference) for s in halves[1:])
+        assert (other > 20 * same and other > 1) == apart, (name, same, other)
+    with pytest.raises(UserError, match="looks at points"):
+        load_features("points", (1, 8, 8))

@@ -22,8 +22,8 @@ from tests.faults.flaky_s3 import HOW, FlakyS3
 from tests.training.test_board import scalars
 from tests.training.test_worker import assert_same, end_state
 
-pytestmark = pytest.mark.faults
-
+FAULTS = pytest.mark.faults
+"""What `make test-faults` adds to the corners in the default run."""
 OFTEN = {"run__checkpoint_every_kimg": 0.016, "run__report_every_kimg": 0.016}
 """A checkpoint and a report after every iteration, of which there are six: at 16, 32, ..., 96 images."""
 
@@ -109,12 +109,21 @@ DAMAGE = {
     "truncated marker": (MARKER, lambda content: content[:50]),
     "missing file": ("generator-00000-of-00001.safetensors", lambda content: None),
 }
-FEW = ("flipped byte", "truncated", "missing marker")
+CORNERS = {
+    ("flipped byte", "local"),
+    ("truncated", "local"),
+    ("missing marker", "local"),
+    ("flipped byte", "s3"),
+}
 
 
-@pytest.mark.parametrize("storage", ["local", "s3"])
 @pytest.mark.parametrize(
-    "damage", [d if d in FEW else pytest.param(d, marks=pytest.mark.slow) for d in DAMAGE], ids=lambda d: d
+    ("damage", "storage"),
+    [
+        pytest.param(d, s, marks=() if (d, s) in CORNERS else FAULTS, id=f"{d}-{s}")
+        for d in DAMAGE
+        for s in ("local", "s3")
+    ],
 )
 def test_a_damaged_checkpoint_is_passed_over(damage, storage, undisturbed, told, job, request, tmp_path):
     """The newest of two is damaged: the run goes on from the other, says so, and ends as if nothing had been."""
@@ -142,6 +151,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage, storage, undisturbed, told,
     assert figures(run.path) == told
 
 
+@FAULTS
 def test_a_run_without_any_usable_checkpoint_begins_again(undisturbed, job):
     shutil.copytree(undisturbed, job.runs / "one")
     for file in (job.runs / "one").glob("checkpoints/*/generator-*"):
@@ -248,7 +258,7 @@ def test_a_full_disk(undisturbed, tmp_path, job, quick):
         assert not list(run.checkpoints.glob(".*")), "half-written files were left"
 
 
-@pytest.mark.parametrize("how", [h if h == "cut" else pytest.param(h, marks=pytest.mark.slow) for h in HOW])
+@pytest.mark.parametrize("how", [h if h == "cut" else pytest.param(h, marks=FAULTS) for h in HOW])
 def test_uploads_that_fail(how, undisturbed, job, quick, s3):
     """All uploads of one checkpoint fail: it is not there, training goes on, the next one is."""
     server, where = s3
@@ -263,7 +273,7 @@ def test_uploads_that_fail(how, undisturbed, job, quick, s3):
     assert not list(run.checkpoints.glob(".*.partial"))
 
 
-@pytest.mark.slow
+@FAULTS
 def test_a_marker_that_fails(undisturbed, job, quick, s3):
     server, where = s3
     with server.fails(rf"PUT .*/nimg-000000000048/{MARKER}", "503"):
@@ -293,6 +303,7 @@ def test_storage_that_is_gone_and_comes_back(undisturbed, told, job, quick, s3, 
     assert {nimg for nimg, _ in figures(run.path)} == set(range(0, 97, 16))
 
 
+@FAULTS
 def test_one_failure_is_retried_without_a_word(undisturbed, job, s3):
     server, where = s3
     seen = []
@@ -310,7 +321,7 @@ def test_one_failure_is_retried_without_a_word(undisturbed, job, s3):
     assert_undisturbed(run, undisturbed)
 
 
-@pytest.mark.parametrize("storage", ["local", "s3"])
+@pytest.mark.parametrize("storage", ["local", pytest.param("s3", marks=FAULTS)])
 def test_who_has_lost_the_run_writes_nothing_more(storage, job, quick, request):
     """Another process takes the lease over at 48 images: no checkpoint of this one follows."""
     where = str(job.runs) if storage == "local" else request.getfixturevalue("s3")[1]

@@ -88,6 +88,15 @@ def test_a_measurement_is_not_overwritten(sid_ray, generator, tmp_path):
     assert "is not a folder" in sid_ray("evaluate", generator, "--num", "70", "--json", "none/m.json")[2]
 
 
+def test_a_teacher_of_ones_own_is_measured(sid_ray, tmp_path, monkeypatch):
+    own = f"from sid_ray import load_teacher\ndef make():\n    return load_teacher({DIGITS!r})\n"
+    (tmp_path / "my_teacher.py").write_text(own)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, output, errors = sid_ray("evaluate", "python:my_teacher:make", "--num", "70", "--steps", "2")
+    assert code == 0 and "FID" in output, errors
+    sys.modules.pop("my_teacher")
+
+
 def test_few_images_are_warned_of(sid_ray, generator):
     code, output, errors = sid_ray("evaluate", generator, "--num", "40")
     assert code == 0 and "FID" in output

@@ -35,6 +35,9 @@ def test_a_run_on_s3_goes_on_from_another_machine_and_ends_the_same(whole, bucke
     assert_same(end_state(run), end_state(expected))
     generators = [load_file(path / "generator" / "model.safetensors") for path in (run, expected)]
     assert_same(*generators)
+    from sid_ray import load_generator
+
+    assert load_generator(f"{storage}/digits/generator").sample(2, seed=1).shape == (2, 1, 8, 8)
     assert not (run / "lease.json").exists() and (run / "summary.json").is_file() and (run / "fid.png").is_file()
 
 

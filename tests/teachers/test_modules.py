@@ -209,3 +209,15 @@ def test_dropout_is_set_on_networks_that_derive_from_denoiser():
     network = student()
     network.set_dropout(0.4)
     assert network.dropout.p == 0.4
+
+
+def test_names_of_code_are_no_paths():
+    from sid_ray.training.run_directory import absolute_paths
+
+    given = {"teacher": {"path": TEACHER}, "init": {"student": "module:Plain"}, "evaluation": {"reference": "teacher"}}
+    config = absolute_paths(parse_config(given))
+    assert (config.teacher.path, config.init.student, config.evaluation.reference) == (
+        TEACHER,
+        "module:Plain",
+        "teacher",
+    )

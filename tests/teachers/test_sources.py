@@ -1,14 +1,19 @@
 """Addresses are sources wherever paths are."""
 
 import shutil
+import sys
 
 import pytest
 import torch
 
+from sid_ray.cli import main
 from sid_ray.errors import UserError
 from sid_ray.storage import s3_client
+from sid_ray.teachers.model_directory import ASSETS, read_model_config
 from sid_ray.teachers.sources import convert, load_denoiser
+from tests.diffusers_folders import write_pipeline
 from tests.golden_numbers import GOLDEN
+from tests.launching import upload
 
 
 def test_a_pickle_from_the_web_keeps_its_name_and_so_its_licence(web, tmp_path):
@@ -20,6 +25,22 @@ def test_a_pickle_from_the_web_keeps_its_name_and_so_its_licence(web, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(local.parameters(), remote.parameters(), strict=True))
     with pytest.raises(UserError, match=r"^init\.generator: http.*/none\.pkl cannot be fetched"):
         load_denoiser(f"{address}/none.pkl", "init.generator")
+
+
+def test_the_commands_evaluate_and_convert_take_addresses(bucket, tmp_path, monkeypatch, capsys):
+    def sid_ray(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sid-ray", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    options = ["--num", "20", "--steps", "2"]
+    here = sid_ray("evaluate", "builtin:digits", *options)
+    assert "FID" in here and sid_ray("evaluate", upload(ASSETS / "digits", bucket, "digits"), *options) == here
+    write_pipeline(tmp_path / "p")
+    assert "UNet2DModel" in sid_ray("convert", upload(tmp_path / "p", bucket, "p"), str(tmp_path / "out"))
+    assert read_model_config(str(tmp_path / "out")).network == convert(str(tmp_path / "p"), tmp_path / "here").network
 
 
 def test_what_an_address_does_not_hold_is_named(bucket, tmp_path):

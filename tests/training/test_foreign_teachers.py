@@ -15,18 +15,10 @@ from sid_ray.training.board import read_metrics
 from sid_ray.training.checkpoints import ROLES, complete_checkpoints, read_progress
 from sid_ray.training.run_directory import check_inputs, open_run
 from tests.diffusers_folders import write_pipeline
-from tests.launching import FEW, command, torchrun
+from tests.launching import FEW, command, torchrun, upload
 from tests.training.test_worker import assert_same, end_state
 
 CARD = "---\nlicense: openrail\n---\n"
-
-
-def upload(folder, bucket, prefix):
-    """Put a folder on S3 and return its address."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            s3_client().upload_file(str(file), bucket, f"{prefix}/{file.relative_to(folder)}")
-    return f"s3://{bucket}/{prefix}"
 
 
 @pytest.fixture
@@ -39,11 +31,11 @@ def pipeline(tmp_path):
 @pytest.mark.distributed
 def test_a_diffusers_folder_is_distilled_at_every_corner(job, pipeline):
     """320 images at ZeRO 1 and 3 with dropout: the same weights, and generators that need the folder no more."""
-    settings = {"teacher__path": str(pipeline), "method__dropout": 0.1, "engine__micro_batch": 16, "batch__size": 32}
+    settings = {"teacher__path": str(pipeline), "method__dropout": 0.1, "engine__micro_batch": 32, "batch__size": 64}
     jobs = {
         "stage1": job("stage1", run__total_kimg=0.32, **settings),
         "stage3": job("stage3", run__total_kimg=0.32, engine__zero_stage=3, **settings),
-        "bf16": job("bf16", run__total_kimg=0.064, engine__zero_stage=3, engine__precision="bf16", **settings),
+        "bf16": job("bf16", run__total_kimg=0.128, engine__zero_stage=3, engine__precision="bf16", **settings),
     }
     torchrun(2, "tests.job_worker", *jobs.values())
     shutil.rmtree(pipeline)
@@ -95,6 +87,7 @@ def test_a_converted_source_on_s3_is_compared_while_it_can_be_reached(job, pipel
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_workers_fetch_teacher_and_warm_start_themselves(job, tiny_teacher, bucket):
     """A run from s3:// model directories is the run from local ones, also when the cache is lost on the way."""
     teacher = upload(tiny_teacher, bucket, "teacher")
@@ -110,13 +103,13 @@ def test_workers_fetch_teacher_and_warm_start_themselves(job, tiny_teacher, buck
 
 
 @pytest.mark.ray
-def test_the_command_line_takes_addresses_everywhere(tiny_teacher, bucket, tmp_path):
-    """distill (1,920 images on Ray), generate, evaluate and convert from s3://."""
+def test_the_command_line_distils_and_samples_addresses(tiny_teacher, bucket, tmp_path):
+    """384 images on Ray, whose workers fetch the teacher; then the uploaded generator is sampled."""
     teacher = upload(tiny_teacher, bucket, "models/teacher")
-    done = command("distill", "digits", "--teacher.path", teacher, *FEW, cwd=tmp_path)
+    done = command("distill", "digits", "--teacher.path", teacher, *FEW, "--run.total_kimg", "0.384", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "runs" / "digits"
-    assert read_progress(complete_checkpoints(run / "checkpoints")[0]).nimg == 1920
+    assert read_progress(complete_checkpoints(run / "checkpoints")[0]).nimg == 384
     generator = upload(run / "generator", bucket, "models/generator")
     assert command("generate", generator, "--num", "9", "--out", "grid.png", cwd=tmp_path).returncode == 0
     assert load_generator(generator).sample(2, seed=3).equal(load_generator(str(run / "generator")).sample(2, seed=3))

@@ -120,7 +120,8 @@ def test_a_pickle_is_converted_once_and_its_licence_travels(job, tmp_path):
     """A run from an EDM checkpoint keeps its own copy of the teacher, and goes on without the file."""
     source = tmp_path / "edm-tiny.pkl"
     shutil.copy(GOLDEN / "networks" / "ddpmpp_cond.pkl", source)
-    settings = {"teacher__path": str(source), "batch__size": 8, "method__augment": 0.12}
+    measured = {"evaluation__features": "pixels", "evaluation__reference": "teacher"}  # its images are 16x16
+    settings = {"teacher__path": str(source), "batch__size": 8, "method__augment": 0.12, **measured}
     torchrun(1, "tests.job_worker", job("pickle", run__total_kimg=0.024, **settings))
     run = job.runs / "pickle"
     generator = read_model_config(str(run / "generator"))
