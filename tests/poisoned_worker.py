@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 import json
 import math
-import os
 import sys
 
 import torch
 
 from sid_ray.config import load_config
+from sid_ray.errors import UserError
 from sid_ray.training import worker
 from sid_ray.training.distributed import join_world
 from sid_ray.training.guard import TrainingStopped
@@ -32,10 +32,10 @@ class PoisonedDraws(SeededDraws):
         return draws
 
 
-def die_after_rollback(*arguments):
-    """As a worker that is lost right after the rollback was noted down."""
+def leave_after_rollback(*arguments):
+    """As a group of workers that ends right after the rollback was noted down."""
     roll_back(*arguments)
-    os._exit(1)
+    raise UserError("left")
 
 
 def living_bytes() -> int:
@@ -46,18 +46,18 @@ def living_bytes() -> int:
 
 
 def main(out: str, jobs: str) -> None:
-    """`jobs`: JSON list of {config, poison_from, lives, die}. Writes what each ended with, and the memory left."""
+    """`jobs`: JSON list of {config, poison_from, lives, leave}. Writes what each ended with, and the memory left."""
     world, results = join_world(), []
     for job in json.loads(jobs):
         PoisonedDraws.poison_from, PoisonedDraws.lives = job["poison_from"], job["lives"]
         worker.SeededDraws = PoisonedDraws
-        worker.roll_back = die_after_rollback if job.get("die") else roll_back
+        worker.roll_back = leave_after_rollback if job.get("leave") else roll_back
         config = load_config(job["config"])
         world.once(lambda config=config: open_run(config))
         before, stopped = living_bytes(), ""
         try:
             worker.run_worker(config, RunDirectory.of(config), PlainOutside())
-        except TrainingStopped as stop:
+        except (TrainingStopped, UserError) as stop:
             stopped = str(stop)
         results.append({"stopped": stopped, "left": living_bytes() - before})
     if world.is_first:

@@ -56,21 +56,19 @@ def events_in(folder):
     ids=["corners", "matrix"],
 )
 def test_rolling_back_is_leaving_and_resuming(job, tmp_path, variants):
-    """Two workers roll back within the process, or are lost in the middle of it and started again: the same run."""
+    """Two workers roll back within the process, or end in the middle of it and others go on: the same run."""
     settings = {f"{p}-{s}": POISON | {"engine__zero_stage": s, "engine__precision": p} for s, p in variants}
     poison = {"poison_from": 64, "lives": 1}
     jobs = [{"config": job(f"whole-{name}", **o), **poison} for name, o in settings.items()]
+    jobs += [{"config": job(f"lost-{name}", **o), **poison, "leave": True} for name, o in settings.items()]
     out = tmp_path / "results.json"
     torchrun(2, "tests.poisoned_worker", str(out), json.dumps(jobs))
     results = json.loads(out.read_text())
-    assert [r["stopped"] for r in results] == [""] * len(jobs)
+    assert [r["stopped"] for r in results] == [""] * len(settings) + ["left"] * len(settings)
     # The first life's networks, optimizers and graphs are gone, not only unused.
     assert all(r["left"] < 100_000 for r in results), results
-    for name, o in settings.items():
-        lost = {"config": job(f"lost-{name}", **o), **poison, "die": True}
-        with pytest.raises(AssertionError):
-            torchrun(2, "tests.poisoned_worker", str(out), json.dumps([lost]))
-        assert any(read_progress(c).nimg > 48 for c in complete_checkpoints(job.runs / f"lost-{name}" / "checkpoints"))
+    for name in settings:  # what is abandoned still lies there
+        assert complete_checkpoints(job.runs / f"lost-{name}" / "checkpoints")[0].name == "nimg-000000000080"
     torchrun(2, "tests.job_worker", *(job(f"lost-{name}", **o) for name, o in settings.items()))
     for name in settings:
         whole, again = RunDirectory(job.runs / f"whole-{name}"), RunDirectory(job.runs / f"lost-{name}")
@@ -141,7 +139,7 @@ def test_policies_on_a_learning_rate_far_too_high(job, tmp_path):
     rates = {
         row["learning_rate/generator"] for row in read_metrics(rollback.metrics) if "learning_rate/generator" in row
     }
-    assert rates == {pytest.approx(3e-2), pytest.approx(2.7e-2), pytest.approx(2.43e-2)}
+    assert sorted(rates) == pytest.approx([2.43e-2, 2.7e-2, 3e-2])
 
 
 def test_a_run_on_s3_rolls_back(job, bucket, monkeypatch):
