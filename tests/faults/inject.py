@@ -52,9 +52,11 @@ def plant(plan: Plan, original: Any) -> Any:
     def worker(settings: dict[str, Any]) -> None:
         import torch.distributed as dist
 
+        from sid_ray.config import parse_config
+        from sid_ray.training.run_directory import RunDirectory
         from sid_ray.training.step import Iteration
 
-        run, call = Path(settings["run"]), Iteration.__call__
+        run, call = RunDirectory.of(parse_config(settings["config"])).path, Iteration.__call__
 
         def faulty(self: Iteration, nimg: int) -> Any:
             if dist.get_rank() == plan.rank % dist.get_world_size() and plan.due(run, nimg):
