@@ -20,6 +20,7 @@ STAGES = (0, 1, 2, 3)
 
 
 @pytest.mark.distributed
+@pytest.mark.timeout(2000)
 @pytest.mark.parametrize(
     ("before", "after", "stages"),
     [
@@ -37,8 +38,9 @@ def test_a_checkpoint_goes_on_at_another_stage_and_world_size(job, before, after
         "tests.job_worker",
         job("stayed", engine__zero_stage=stayed, **WHOLE),
         *(job(f"to{t}", engine__zero_stage=s, **PARTS) for s, t in stages),
+        timeout=900,
     )
-    torchrun(after, "tests.job_worker", *(job(f"to{t}", engine__zero_stage=t, **WHOLE) for _, t in stages))
+    torchrun(after, "tests.job_worker", *(job(f"to{t}", engine__zero_stage=t, **WHOLE) for _, t in stages), timeout=900)
     expected = end_state(job.runs / "stayed")
     for _, target in stages:
         tolerance = 0.0 if before == after and target == stayed else 1e-5
