@@ -35,7 +35,8 @@ def describe_run(config: Config) -> list[tuple[str, str]]:
         check_method(config, teacher.skeleton())
         lines += _warm_starts(config, teacher) + _cost(config, teacher)
     run = RunDirectory.of(config)
-    slots = f"{config.num_slots} micro-batches of {config.engine.micro_batch}"
+    fixed = config.engine.micro_batch != "auto"
+    slots = f"{config.num_slots} micro-batches of {config.micro_batch}" if fixed else "micro-batches as large as fit"
     lines += [
         ("run directory", run.address(run.path)),
         ("iterations", f"{-(-config.total_nimg // config.batch.size):,} of {config.batch.size} images, {slots}"),
@@ -117,13 +118,13 @@ def _where(path: str) -> str:
 def _cost(config: Config, teacher: ModelConfig) -> list[tuple[str, str]]:
     with torch.device("meta"):
         parameters, flops = network_cost(teacher.build().eval())
-    per_image = config.method.forwards * flops
+    per_image = config.forwards * flops
     workers = sorted(set(config.cluster.worker_range or (1, 8)))
     return [
         ("network", f"{parameters:,} parameters, {flops / GIGA:.4g} GFLOP per forward pass of an image"),
         (
             "cost",
-            f"{config.method.forwards} forward passes for each image, {per_image / GIGA:,.4g} GFLOP; "
+            f"{config.forwards} forward passes for each image, {per_image / GIGA:,.4g} GFLOP; "
             f"{per_image * config.total_nimg / 1e15:,.0f} PFLOP in all",
         ),
         *(("memory", f"{n} worker(s): {_memory(config, parameters, n)}") for n in workers),

@@ -29,6 +29,7 @@ from sid_ray.training.outside import Outside, PlainOutside
 from sid_ray.training.progress import Progress
 from sid_ray.training.rollback import discard_abandoned, refuse_to_go_on, roll_back, slowed
 from sid_ray.training.run_directory import RunDirectory, check_workers, claim, open_run, start_of
+from sid_ray.training.settling import settle
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
 from sid_ray.training.watchdog import Watchdog
@@ -46,6 +47,8 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Hand
     check_workers(config, world.size)
     run.pull()
     world.barrier()
+    config = settle(config, run, start_of(config, run, handed), world, outside)
+    check_workers(config, world.size)
     mirror = run.mirror(outside.note) if world.is_first else None
     with mirror or nullcontext():
         while True:
@@ -71,17 +74,7 @@ def _resume(
         return Progress()
     networks, progress = restored
     progress.rollbacks = len(rollbacks)
-    draws = SeededDraws(
-        denoiser=networks.plain,
-        micro_batch=config.engine.micro_batch,
-        seed=config.run.seed,
-        rollbacks=progress.rollbacks,
-        p_mean=config.method.p_mean,
-        p_std=config.method.p_std,
-        tmax=config.method.tmax,
-        device=world.device,
-        class_weights=config.method.class_weights,
-    )
+    draws = SeededDraws.of(config, networks.plain, progress.rollbacks, world.device)
     attempt = BestEffort(outside.note)
     board = Board(run, config, progress.nimg, attempt, rollbacks) if world.is_first else None
     watchdog = Watchdog(config.cluster.hang_timeout_seconds, run.error_log, f"worker {world.rank} of {world.size}")
