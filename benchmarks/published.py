@@ -3,7 +3,7 @@
 Written from the paper (Zhou et al. 2024, arXiv 2404.04057) and from its published settings: float32, one autograd graph
 through generator, teacher and fake score, Adam without fusing, the average of the generator one parameter at a time,
 gradients that are not finite set to zero. No engine, no closed form. It takes the draws of a run of this project, so
-that both do the same work on the same numbers; `tests/benchmarks/test_published.py` shows that the results are the same.
+that both do the same work on the same numbers; tests/benchmarks/test_published.py shows that the results are the same.
 """
 
 from __future__ import annotations

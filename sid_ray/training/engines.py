@@ -70,6 +70,8 @@ def _engine_config(config: Config, module: nn.Module, slots_per_rank: int, world
 class TrainedNetwork:
     """A network that learns: its module, its sharded optimizer and, for the generator, its average.
 
+    `shapes`: full shapes of the parameters by name, in order; `keys`: what there is of each, `weight` first.
+
     Use `module` for every forward pass, `backward` with this rank's share of the loss, then `step`; the update
     happens at the last slot. Losses are summed over ranks and slots: divide by the global batch yourself.
     """
@@ -80,6 +82,8 @@ class TrainedNetwork:
         self.world, self.slots_per_rank = world, slots_per_rank
         self.stage, self.has_ema = config.engine.zero_stage, ema
         weights = {name: p.detach().float().cpu().clone() for name, p in denoiser.named_parameters()}
+        self.shapes = {name: tuple(w.shape) for name, w in weights.items()}
+        self.keys = ("weight", *STATE_KEYS, "ema") if ema else ("weight", *STATE_KEYS)
         self.buffers = denoiser.state_dict().keys() - weights.keys()
         optimizer = AdamWithEMA(
             denoiser.parameters(),
@@ -152,7 +156,7 @@ class TrainedNetwork:
         """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        keys = (*STATE_KEYS, "ema") if self.has_ema else STATE_KEYS
+        keys = self.keys[1:]
         for name, p in self.module.named_parameters():
             if self.stage == 0:
                 yield name, {"weight": p.detach()} | {key: self.adam.state[p][key] for key in keys}

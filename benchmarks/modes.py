@@ -1,6 +1,6 @@
 """Peak memory of one iteration in each mode, against the published iteration in plain autograd.
 
-    python -m benchmarks.memory [--preset cifar10-uncond] [--batch 16] [--threads 2] [--json FILE]
+    python -m benchmarks.modes [--preset cifar10-uncond] [--batch 16] [--threads 2] [--json FILE]
 
 Each in a process of its own: its most resident bytes, networks, optimizers and libraries included. Beside it what a
 rehearsal on the meta device counts for activations alone, which is what `engine.micro_batch auto` goes by.
