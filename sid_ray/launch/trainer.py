@@ -11,6 +11,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from sid_ray.config import Config, load_config, override
 from sid_ray.errors import UserError
 from sid_ray.launch.console import Display, cautions
-from sid_ray.launch.following import Growth, Launch, StopSignals
+from sid_ray.launch.following import Growth, Launch, Stop, StopSignals, Viewer
 from sid_ray.launch.ray_start import extend_import_path, import_path, start_ray
 from sid_ray.storage.lease import Taken
 from sid_ray.teachers.modules import Handed
@@ -70,14 +71,19 @@ def distill(
         config = absolute_paths(override(preset_or_yaml, named))
     else:
         config = absolute_paths(load_config(preset_or_yaml, named))
+    display = Display(config.run.total_kimg, quiet)
+    return run_job(config, handed, display, StopSignals(display.note))
+
+
+def run_job(config: Config, handed: Handed, display: Viewer, stopping: AbstractContextManager[Stop]) -> DistillResult:
+    """The job behind `distill`, whoever watches it and may stop it; `config` has absolute paths.
+
+    Raises what `distill` raises.
+    """
     lost: list[str] = []
-    with claim(config, lambda text: None if quiet else print(text, flush=True), lost.append, handed) as lease:
+    with closing(display), claim(config, display.note, lost.append, handed) as lease:
         run, changed = open_run(config, lease.owner, handed)
-        display = Display(config.run.total_kimg, quiet)
-        try:
-            progress = finished_run(config, run) or _launch(config, run, changed, display, handed, lost)
-        finally:
-            display.close()
+        progress = finished_run(config, run) or _launch(config, run, changed, display, stopping, handed, lost)
     return DistillResult(
         path=run.address(run.path),
         metrics=progress.model_dump(),
@@ -95,7 +101,13 @@ def finished_run(config: Config, run: RunDirectory) -> Progress | None:
 
 
 def _launch(
-    config: Config, run: RunDirectory, changed: list[str], display: Display, handed: Handed, lost: list[str]
+    config: Config,
+    run: RunDirectory,
+    changed: list[str],
+    display: Viewer,
+    stopping: AbstractContextManager[Stop],
+    handed: Handed,
+    lost: list[str],
 ) -> Progress:
     """Launch worker groups until the run is finished or somebody asked for a stop.
 
@@ -114,7 +126,7 @@ def _launch(
     job = {"config": config.model_dump(), "owner": run.owner, "import_path": import_path()}
     job["handed"] = ray.put(handed)
     failures = 0
-    with StopSignals(display) as stop:
+    with stopping as stop:
         while True:
             launch = Launch(run, display, stop, growth, lost, config.cluster.max_failures, failures)
             bulletin = _beside_the_driver()
@@ -237,7 +249,7 @@ def _start_ray(config: Config) -> Any:
     return ray
 
 
-def _describe_start(config: Config, run: RunDirectory, changed: list[str], display: Display) -> None:
+def _describe_start(config: Config, run: RunDirectory, changed: list[str], display: Viewer) -> None:
     newest, address = next(iter(complete_names(run.depot)), None), run.address(run.path)
     if newest is None:
         display.note(f"new run in {address}")

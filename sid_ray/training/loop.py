@@ -173,7 +173,7 @@ class Loop:
             self.attempt("generator", self._save_best)
         if self.board and metrics:
             self.board.scalars(p.nimg, metrics | scalars | {"guard/rollbacks": float(p.rollbacks)})
-        self._tell_outside(metrics)
+        self._tell_outside(metrics, new_fid)
         self._heed(notices)
 
     def _heed(self, notices: list[Notice]) -> None:
@@ -187,7 +187,7 @@ class Loop:
         if divergence is not None and self.config.guard.policy != "warn":
             raise Diverged(divergence, p.nimg, p.rollbacks, None if p.best_fid is None else p.best_nimg)
 
-    def _tell_outside(self, metrics: dict[str, float]) -> None:
+    def _tell_outside(self, metrics: dict[str, float], new_fid: float | None) -> None:
         p, speed = self.progress, metrics.get("speed/images_per_second", 0.0)
         remaining = (self.config.total_nimg - p.nimg) / speed if speed else 0.0
         figures: dict[str, Any] = {
@@ -198,6 +198,7 @@ class Loop:
             "eta_seconds": remaining,
             "skipped": p.generator_skipped + p.fake_score_skipped,
             "fid": p.fid,
+            "new_fid": new_fid,
             "best_fid": p.best_fid,
             "initial_fid": p.initial_fid,
             "teacher_fid": p.teacher_fid,

@@ -163,7 +163,10 @@ class Space(Section):
         return self.complete({name: r.sample(rng) for name, r in self.searched.items()})
 
     def config(self, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
-        """The configuration of a trial. UserError if it is not possible."""
+        """The configuration of a trial. UserError if it is not possible.
+
+        The guard only warns in it: a trial that diverges is the sweep's to end.
+        """
         fixed = {"run.total_kimg": self.budget_kimg, "guard.policy": "warn"}
         return load_config(self.preset, fixed | self.settings | dict(values) | dict(overrides))
 
@@ -204,6 +207,8 @@ def _check_fields(path: str, space: Space, lines: dict[str, int]) -> None:
             raise UserError(f"{path}:{lines.get(place, 1)}: {place}: {error}") from error
 
     attempt("preset", {})
+    if not space.config({}, {}).evaluation.num_images:
+        raise UserError(f"{path}: evaluation.num_images: 0 measures no FID, which the trials are compared by")
     for name, range_ in space.searched.items():
         for value in range_.ends:
             followers = {
