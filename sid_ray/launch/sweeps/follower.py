@@ -23,7 +23,14 @@ from sid_ray.launch.sweeps.stoppers import DivergenceStopper, PowerLawStopper
 Show = Callable[[TrialRecord], None]
 
 
-class Proposer(Searcher):
+class Unpickled:
+    """Tune pickles searchers and callbacks for a restore of its own, which is not used: an empty shell will do."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Proposer(Unpickled, Searcher):
     """Hands Tune the runs that are left, in order; none once the sweep is to stop."""
 
     def __init__(self, space: Space, journal: Journal, configure: Callable[[Unit, Values], Config], show: Show):
@@ -64,7 +71,7 @@ class Proposer(Searcher):
         """The journal is all there is."""
 
 
-class Follower(Stopper, Callback):
+class Follower(Unpickled, Stopper, Callback):
     """Writes the journal, and stops trials by the rules of the space.
 
     Tune asks it as a `Stopper` about each evaluation, and tells it as a `Callback` of starts and ends.

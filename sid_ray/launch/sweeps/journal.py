@@ -103,6 +103,13 @@ class SweepDirectory:
         return str(self.path) if self.remote is None else self.remote.address
 
     @property
+    def shown(self) -> str:
+        """The same as a user here would type it."""
+        if self.remote is None and self.path.is_relative_to(Path.cwd()):
+            return str(self.path.relative_to(Path.cwd()))
+        return self.address
+
+    @property
     def trials(self) -> str:
         """Storage of the trials' runs."""
         return f"{self.address}/trials"

@@ -142,11 +142,11 @@ def trial_means(records: Sequence[TrialRecord]) -> list[tuple[list[TrialRecord],
 
 
 def plain_log(axis: Any) -> None:
-    """Few plain numbers on a logarithmic axis."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+    """Few short numbers on a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(ScalarFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -155,6 +155,7 @@ def _scale(axes: Any, axis: str, range_: Range) -> None:
     numbers = all(isinstance(e, (int, float)) and not isinstance(e, bool) for e in ends)
     if range_.loguniform or (numbers and range_.choice and min(ends) > 0 and max(ends) / min(ends) >= 8):
         axes.set(**{f"{axis}scale": "log"})
+        plain_log(axes.xaxis if axis == "x" else axes.yaxis)
 
 
 def _legend(axes: Any, records: Sequence[TrialRecord]) -> None:

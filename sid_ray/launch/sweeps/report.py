@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import shutil
 import time
@@ -55,7 +56,7 @@ def write_report(plan: SweepPlan, journal: Journal) -> str | None:
     for name in pictures:
         directory.publish(name)
     directory.write("report.md", report(space, directory, records, best, pictures))
-    return f"{directory.address}/best.yaml"
+    return f"{directory.shown}/best.yaml"
 
 
 def best_run(records: Sequence[TrialRecord]) -> TrialRecord:
@@ -138,7 +139,7 @@ def report(
         "## All trials",
         trials_table(space, records),
         *(["## Samples of the best generator", "![Samples](samples.png)"] if "samples.png" in pictures else []),
-        f"Written {time.strftime('%Y-%m-%d %H:%M')} on {platform.machine()}, "
+        f"Written {time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} CPU cores ({platform.machine()}), "
         + ", ".join(f"{name} {version}" for name, version in library_versions().items())
         + ".",
     ]

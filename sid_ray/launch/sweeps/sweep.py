@@ -27,7 +27,7 @@ class SweepResult:
     """How a sweep stands."""
 
     path: str
-    """Its folder, local or on S3."""
+    """Its folder, as a user would type it here, or its S3 address."""
     trials: list[TrialRecord]
     """What is known of each run, by name."""
     best: str | None
@@ -62,13 +62,13 @@ def sweep(space: str, overrides: Mapping[str, Any] | None = None, *, quiet: bool
     records = [journal.records[name] for name in sorted(journal.records)]
     ended = {record.name for record in records if record.ended}
     done = all(unit.name in ended for unit in units(plan.space))
-    return SweepResult(directory.address, records, best, done)
+    return SweepResult(directory.shown, records, best, done)
 
 
 def _run(plan: SweepPlan, journal: Journal, display: SweepDisplay, lost: list[str]) -> None:
     """Run what has not ended, until it has or somebody asks to stop."""
     left = [unit for unit in units(plan.space) if not (r := journal.records.get(unit.name)) or not r.ended]
-    display.begin(journal, plan.directory.address)
+    display.begin(journal, plan.directory.shown)
     if not left:
         return
     shared = share(plan.base, plan.directory, display.note)
