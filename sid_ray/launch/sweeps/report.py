@@ -76,7 +76,8 @@ def tell_tensorboard(plan: SweepPlan, record: TrialRecord) -> None:
     run = RunDirectory.of(config)
     if list(run.tensorboard.glob("*.hparams")) or not record.curve:
         return
-    results = {"result/best_fid": record.best_fid, "result/final_fid": record.last_fid}
+    fids = {"result/best_fid": record.best_fid, "result/final_fid": record.last_fid}
+    results = {"result/nimg": float(record.nimg)} | {k: fid for k, fid in fids.items() if math.isfinite(fid)}
     writer = SummaryWriter(str(run.tensorboard), filename_suffix=".hparams")
     add_hyper_parameters(writer, config, results)
     writer.close()

@@ -9,7 +9,7 @@ from sid_ray.config import TEACHER_REFERENCE, Config, override
 from sid_ray.launch.sweeps.journal import SweepDirectory
 from sid_ray.storage.mirror import push
 from sid_ray.teachers.sources import convert, is_model_directory
-from sid_ray.training.run_directory import check_inputs
+from sid_ray.training.run_directory import RunDirectory, check_inputs, check_teacher_is_the_same
 
 
 def share(base: Config, directory: SweepDirectory, note: Callable[[str], None]) -> dict[str, Any]:
@@ -20,13 +20,14 @@ def share(base: Config, directory: SweepDirectory, note: Callable[[str], None]) 
     fields: dict[str, Any] = {}
     if not base.teacher.random and not is_model_directory(base.teacher.path, "teacher.path"):
         local = directory.path / "teacher"
+        check_teacher_is_the_same(base, RunDirectory(directory.path))
         if not local.is_dir():
             note(f"converting the teacher {base.teacher.path}, once for all trials")
             convert(base.teacher.path, local, base.teacher.licence, "teacher.path")
             if directory.remote is not None:
                 push(local, directory.remote / "teacher")
         fields["teacher.path"] = f"{directory.address}/teacher"
-    config = override(base, fields)
+    config = override(base, {**fields, "run.storage": directory.trials})
     check_inputs(config)
     if config.evaluation.reference == TEACHER_REFERENCE:
         name = "reference.npz"

@@ -35,6 +35,7 @@ class SweepDisplay:
     def __init__(self, space: Space, quiet: bool = False):
         self.space, self.quiet = space, quiet
         self.records: dict[str, TrialRecord] = {}
+        self.shown: set[str] = set()
         self.live: Live | None = None
         self._lock = threading.Lock()
 
@@ -56,8 +57,9 @@ class SweepDisplay:
     def show(self, record: TrialRecord) -> None:
         """A record has changed."""
         with self._lock:
-            before = self.records.get(record.name)
+            before = self.records.get(record.name) if record.name in self.shown else None
             self.records[record.name] = record
+            self.shown.add(record.name)
         if self.live or self.quiet:
             return
         if before is None or before.state != record.state:
