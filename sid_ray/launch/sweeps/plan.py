@@ -11,8 +11,8 @@ import yaml
 
 from sid_ray.config import Config, differences, load_config, parse_config
 from sid_ray.errors import UserError
-from sid_ray.launch.sweeps.journal import SweepDirectory
-from sid_ray.launch.sweeps.search import Unit, units
+from sid_ray.launch.sweeps.journal import Journal, SweepDirectory
+from sid_ray.launch.sweeps.search import Proposals, Unit, units
 from sid_ray.launch.sweeps.space import Space, Values, load_space
 from sid_ray.launch.sweeps.table import short
 from sid_ray.training.run_directory import absolute_paths
@@ -76,7 +76,7 @@ def describe_sweep(plan: SweepPlan) -> str:
     """What a sweep would run, as text; nothing is started."""
     space, directory = plan.space, plan.directory
     runs = units(space)
-    values = {"grid": space.grid, "random": lambda: [space.draw(n) for n in range(space.trials)], "tpe": list}
+    proposals = Proposals(space, Journal(directory))
     lines = [
         plan.recorded(),
         f"# sweep        {directory.address}",
@@ -84,11 +84,12 @@ def describe_sweep(plan: SweepPlan) -> str:
         f"# images       {len(runs) * space.budget_kimg:g} kimg in all, less what stopping early saves",
         f"# at once      {space.trials_at_once}, each with {plan.base.cluster.workers} worker(s)",
     ]
-    proposed = values[space.search]()
-    for number, trial in enumerate(proposed):
-        lines.append(f"# trial {number:<6} " + "  ".join(f"{name} {short(value)}" for name, value in trial.items()))
-    if not proposed:
+    if space.search == "tpe":
         lines.append("# trials       are chosen one after the other (tpe)")
+    else:
+        trials = [proposals.values(unit.number) for unit in runs if unit.repeat == 0]
+        fields = ["  ".join(f"{name} {short(value)}" for name, value in trial.items()) for trial in trials]
+        lines += [f"# trial {number:<6} {text}" for number, text in enumerate(fields)]
     return "\n".join([*lines, "# dry run: nothing was started or fetched"])
 
 

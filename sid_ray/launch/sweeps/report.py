@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import shutil
+import statistics
 import time
 from collections.abc import Sequence
 
@@ -123,7 +124,7 @@ def report(
     parts = [
         f"# {directory.path.name}",
         space.description,
-        f"**Best: {best.name}**, FID {best.best_fid:.3f}{fresh}: {settings}.",
+        f"**Best: {best.name}**, FID {best.best_fid:.3f}{fresh}: {settings}." + against_preset(space, records),
         f"{ended} of {len(units(space))} runs have ended; budget {space.budget_kimg:g} kimg each, search "
         f"`{space.search}`, scheduler `{space.scheduler}`, power law {'on' if space.power_law else 'off'}.",
         "The best settings are a preset (`sid-ray distill best.yaml`), the best generator lies in `best/` "
@@ -145,6 +146,14 @@ def report(
         + ".",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def against_preset(space: Space, records: Sequence[TrialRecord]) -> str:
+    """What the preset's own values reached, if they were tried."""
+    own = [r.best_fid for r in records if r.number == 0 and math.isfinite(r.best_fid)]
+    if not own or not space.has_preset_first:
+        return ""
+    return f" The preset's own values (trial 0) reached {statistics.fmean(own):.3f}."
 
 
 def compute_table(space: Space, records: Sequence[TrialRecord]) -> str:

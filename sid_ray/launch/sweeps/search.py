@@ -43,6 +43,8 @@ class Proposals:
         begun = self.journal.of_number(number)
         if begun:
             return begun[0].values
+        if number == 0 and self.space.has_preset_first:
+            return self.space.of_preset()
         match self.space.search:
             case "grid":
                 return self.grid[number]
@@ -67,6 +69,8 @@ def suggest(space: Space, records: list[TrialRecord], number: int) -> Values:
     study = optuna.create_study(direction="minimize", sampler=sampler)
     for values, score in outcomes(records):
         searched = {name: values[name] for name in distributions}
+        if not all(space.fields[name].contains(value) for name, value in searched.items()):
+            continue  # the preset's own values may lie outside the ranges
         study.add_trial(optuna.trial.create_trial(params=searched, distributions=distributions, value=score))
     return dict(study.ask(distributions).params)
 

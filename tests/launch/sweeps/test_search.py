@@ -71,3 +71,20 @@ def test_outcomes_are_means_over_seeds_and_divergence_is_infinitely_bad():
     runs = [record(0, values, 4.0), record(0, values, 9.0, repeat=1), record(1, values, 2.0, "running")]
     assert list(outcomes(runs)) == [(values, pytest.approx(math.log(6.0)))]
     assert next(iter(outcomes([record(0, values, 4.0, "diverged")])))[1] == math.inf
+
+
+def test_the_preset_itself_comes_first_also_when_it_lies_outside(tmp_path):
+    proposals = Proposals(space(), Journal(SweepDirectory(tmp_path)))
+    own = {"method.alpha": 1.2, "optimizer.generator_lr": 1e-4, "batch.size": 128, "optimizer.fake_score_lr": 1e-4}
+    assert proposals.values(0) == own and Proposals(space(preset_first=False), proposals.journal).values(0) != own
+    high = {"method.alpha": {"uniform": [1.5, 2.0]}}
+    assert Proposals(space(fields=high), proposals.journal).values(0) == {"method.alpha": 1.2}
+    suggested = suggest(space(fields=high, search="tpe"), [record(0, {"method.alpha": 1.2}, 5.0)], 1)
+    assert 1.5 <= suggested["method.alpha"] <= 2.0
+
+
+def test_what_a_range_contains():
+    ranges = space(fields={"method.p_mean": {"quantised": [-2, 0, 0.1]}, "batch.size": {"choice": [64, 128]}}).fields
+    assert ranges["method.p_mean"].contains(-1.2) and not ranges["method.p_mean"].contains(-1.25)
+    assert not ranges["method.p_mean"].contains(0.1) and not ranges["method.p_mean"].contains(None)
+    assert ranges["batch.size"].contains(64) and not ranges["batch.size"].contains(96)
