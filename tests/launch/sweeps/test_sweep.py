@@ -19,6 +19,7 @@ settings:
   evaluation.every_kimg: 0.024
   evaluation.num_images: 20
   guard.fid_patience: 1
+  guard.fid_factor: 1.3
   run.sample_every_kimg: 10
   run.checkpoint_every_kimg: 0.048
 power_law: false
@@ -84,7 +85,7 @@ def test_a_failing_trial_does_not_end_the_sweep_and_ctrl_c_leaves_a_checkpoint(s
     text = text.replace("budget_kimg: 0.192", "budget_kimg: 1.92")
     space.write_text(text)
     refused = command("sweep", "rates.yaml", cwd=tmp_path)
-    assert refused.returncode == 2 and "rates.yaml:14: fields.batch.size: batch.size: 6" in refused.stderr
+    assert refused.returncode == 2 and "rates.yaml:15: fields.batch.size: batch.size: 6" in refused.stderr
     space.write_text(text.replace("[16, 6, 32]", "[16, 32]"))
     sweep = tmp_path / "runs" / "sweep-rates"
     process = start("sweep", "rates.yaml", "--cluster.max_failures", "0", cwd=tmp_path)
