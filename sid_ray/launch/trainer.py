@@ -117,7 +117,8 @@ def _launch(
     """
     _describe_start(config, run, changed, display)
     ray = _start_ray(config)
-    workers, use_gpu = resolve_workers(config, int(ray.cluster_resources().get("GPU", 0)))
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    workers, use_gpu = resolve_workers(config, gpus, may_grow="RAY_ADDRESS" in os.environ)
     check_workers(config, workers[0])
     most, resources = workers[1], _resources(config, use_gpu)
     count = f"{most}" if workers[0] == most else f"{workers[0]} to {most}"
@@ -212,14 +213,15 @@ def _worker(settings: dict[str, Any]) -> None:
         raise
 
 
-def resolve_workers(config: Config, gpus: int) -> tuple[tuple[int, int], bool]:
+def resolve_workers(config: Config, gpus: int, may_grow: bool = False) -> tuple[tuple[int, int], bool]:
     """((fewest, most) workers, whether each gets a GPU) on a cluster with this many GPUs.
 
-    UserError if it cannot be.
+    `may_grow`: it is somebody's cluster, which may start machines when they are asked for. UserError if it cannot be.
     """
     use_gpu = config.cluster.use_gpu
-    if use_gpu is True and not gpus:
-        raise UserError("cluster.use_gpu: true, but the cluster has no GPU; allowed: auto or false")
+    if use_gpu is True and not gpus and not (may_grow and config.cluster.worker_range):
+        growing = ", or a number for cluster.workers if machines with GPUs are still to come" if may_grow else ""
+        raise UserError(f"cluster.use_gpu: true, but the cluster has no GPU; allowed: auto or false{growing}")
     on_gpu = bool(gpus) if use_gpu == "auto" else bool(use_gpu)
     number = gpus if on_gpu else 2
     return config.cluster.worker_range or (number, number), on_gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from typing import Any
 
@@ -79,6 +80,8 @@ def run_trial(settings: dict[str, Any], job: dict[str, Any]) -> None:
     from sid_ray.teachers.modules import Handed
 
     extend_import_path(job["import_path"])
+    if job["ray_address"] is not None:
+        os.environ["RAY_ADDRESS"] = job["ray_address"]  # as on the driver: it tells a cluster that may grow
     try:
         result = run_job(parse_config(settings["config"]), Handed(), TuneViewer(), AskWishes(job["wishes"]))
     except (UserError, TrainingStopped, DistillationFailed, Taken) as error:

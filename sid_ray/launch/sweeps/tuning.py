@@ -24,7 +24,8 @@ def build_tuner(plan: SweepPlan, proposer: Any, follower: Any, wishes: Any, at_o
 
     from sid_ray.launch.sweeps.trial import run_trial
 
-    trainable = tune.with_parameters(run_trial, job={"wishes": wishes, "import_path": import_path()})
+    job = {"wishes": wishes, "import_path": import_path(), "ray_address": os.environ.get("RAY_ADDRESS")}
+    trainable = tune.with_parameters(run_trial, job=job)
     return tune.Tuner(
         # A trial's own process only waits for its workers: it reserves nothing that they need.
         tune.with_resources(trainable, tune.PlacementGroupFactory([{HEAD: 0.001}])),
@@ -98,8 +99,6 @@ def trials_at_once(plan: SweepPlan, nodes: list[dict[str, Any]]) -> int:
     gpus = int(sum(r.get("GPU", 0) for r in resources))
     (fewest, _), use_gpu = resolve_workers(plan.base, gpus)
     per_worker = {"CPU": float(plan.base.cluster.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
-    if plan.base.cluster.workers == "auto" and use_gpu:
-        fewest = gpus
     places = sum(min(int(r.get(kind, 0) / amount) for kind, amount in per_worker.items()) for r in resources)
     if places < fewest:
         raise UserError(
