@@ -179,6 +179,19 @@ def generate(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run's directory, or a generator's, local or at s3://.")],
+    to: Annotated[str, typer.Option(help="A folder that is not there yet, or s3://bucket/prefix.")],
+    network: Annotated[str | None, typer.Option(help=NETWORK)] = None,
+) -> None:
+    """Copy a run's generator for others: weights, configuration, model card, a picture of samples."""
+    from sid_ray.evaluation.export_generator import export_generator
+    from sid_ray.teachers.modules import named_network
+
+    print(f"generator in {export_generator(run, to, named_network(network))}")
+
+
+@app.command()
 def convert(
     source: Annotated[
         str,

@@ -28,8 +28,6 @@ from sid_ray.training.outside import duration
 from sid_ray.training.run_directory import RunDirectory
 from sid_ray.training.teach import library_versions
 
-SAMPLES = 100
-
 
 def write_report(plan: SweepPlan, journal: Journal) -> str | None:
     """Write what is known so far into the sweep's folder; returns the address of best.yaml, None without any FID."""
@@ -52,11 +50,10 @@ def write_report(plan: SweepPlan, journal: Journal) -> str | None:
     text = f"# The best settings of {directory.path.name} (FID {best.best_fid:.4g} at its best after "
     text += f"{best.nimg / 1000:g} kimg, trial {best.number}): sid-ray distill best.yaml\n"
     directory.write("best.yaml", text + plan.preset(best.values).to_yaml())
-    if keep_best_generator(plan, best):
-        pictures.append("samples.png")
     for name in pictures:
         directory.publish(name)
-    directory.write("report.md", report(space, directory, records, best, pictures))
+    has_samples = keep_best_generator(plan, best)
+    directory.write("report.md", report(space, directory, records, best, has_samples))
     return f"{directory.shown}/best.yaml"
 
 
@@ -90,30 +87,24 @@ def tell_tensorboard(plan: SweepPlan, record: TrialRecord) -> None:
 def keep_best_generator(plan: SweepPlan, best: TrialRecord) -> bool:
     """Copy the best run's generator to `best/` and draw its samples; False if it has none."""
     from sid_ray.errors import UserError
-    from sid_ray.evaluation.pictures import sample_grid, save_png, tile
+    from sid_ray.evaluation.export_generator import export_generator
     from sid_ray.storage.mirror import push
-    from sid_ray.teachers.model_directory import resolve_model
-    from sid_ray.teachers.sources import load_generator
 
-    address = f"{plan.directory.trials}/{best.name}/generator"
-    target = plan.directory.path / "best"
+    target, aside = plan.directory.path / "best", plan.directory.path / ".best"
+    shutil.rmtree(aside, ignore_errors=True)
     try:
-        generator, source = load_generator(address), resolve_model(address)
+        export_generator(f"{plan.directory.trials}/{best.name}", str(aside))
     except UserError:
         return False
-    aside = target.with_name(".best")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside)
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
     if plan.directory.remote is not None:
         push(target, plan.directory.remote / "best")
-    save_png(plan.directory.path / "samples.png", tile(*sample_grid(generator, SAMPLES)))
     return True
 
 
 def report(
-    space: Space, directory: SweepDirectory, records: Sequence[TrialRecord], best: TrialRecord, pictures: Sequence[str]
+    space: Space, directory: SweepDirectory, records: Sequence[TrialRecord], best: TrialRecord, has_samples: bool
 ) -> str:
     """report.md."""
     ended = sum(r.ended for r in records)
@@ -137,10 +128,10 @@ def report(
         "## What mattered",
         correlations(space, records),
         "![FID against each field](fields.png)",
-        *(["![Two fields and FID](map.png)"] if "map.png" in pictures else []),
+        *(["![Two fields and FID](map.png)"] if map_fields(space) else []),
         "## All trials",
         trials_table(space, records),
-        *(["## Samples of the best generator", "![Samples](samples.png)"] if "samples.png" in pictures else []),
+        *(["## Samples of the best generator", "![Samples](best/samples.png)"] if has_samples else []),
         f"Written {time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} CPU cores ({platform.machine()}), "
         + ", ".join(f"{name} {version}" for name, version in library_versions().items())
         + ".",

@@ -63,7 +63,7 @@ def test_a_sweep_killed_half_way_ends_with_the_same_trials(space, tmp_path):
     for name, curve in known.items():  # what had been measured is measured again as it was, or stands
         assert [point for point in now[name] if point[0] <= curve[-1][0]] == curve or name == "t001"
     assert now["t000"][-1][0] == now["t002"][-1][0] == 192 > now["t001"][-1][0]
-    for name in ("report.md", "curves.png", "fields.png", "compute.png", "samples.png", "best/model.safetensors"):
+    for name in ("report.md", "curves.png", "fields.png", "compute.png", "best/samples.png", "best/model.safetensors"):
         assert (sweep / name).is_file(), name
     best = load_config(str(sweep / "best.yaml"))
     assert best.optimizer.generator_lr in (1e-4, 2e-4) and best.run.total_kimg == 0.096
