@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sid_ray.evaluation.pictures import draw, plain_log
 from sid_ray.launch.sweeps.journal import State, TrialRecord
 from sid_ray.launch.sweeps.space import Range, Space
 
@@ -18,19 +19,6 @@ OUTCOMES: dict[State, str] = {
     "failed": "tab:purple",
     "running": "tab:blue",
 }
-
-
-def draw(path: Path, width: float, height: float, paint: Callable[[Any], None]) -> None:
-    """Write a PNG whole; `paint` gets the matplotlib figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    paint(figure)
-    aside = path.with_name(f".{path.name}")
-    figure.savefig(aside, dpi=120, format="png")
-    aside.replace(path)
 
 
 def plot_curves(path: Path, records: Sequence[TrialRecord], title: str) -> None:
@@ -139,15 +127,6 @@ def trial_means(records: Sequence[TrialRecord]) -> list[tuple[list[TrialRecord],
         deviation = statistics.stdev(fids) if len(fids) > 1 and all(map(math.isfinite, fids)) else 0.0
         trials.append((runs, statistics.fmean(fids), deviation))
     return sorted(trials, key=lambda trial: trial[1])
-
-
-def plain_log(axis: Any) -> None:
-    """Few short numbers on a logarithmic axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _scale(axes: Any, axis: str, range_: Range) -> None:
