@@ -15,10 +15,14 @@ from sid_ray.launch.sweeps.journal import Journal, SweepDirectory
 from sid_ray.launch.sweeps.search import Proposals, Unit, units
 from sid_ray.launch.sweeps.space import Space, Values, load_space
 from sid_ray.launch.sweeps.table import short
+from sid_ray.training.plan import describe_run
 from sid_ray.training.run_directory import absolute_paths
 
 MAY_CHANGE = ("description", "trials", "trials_at_once", "repeats")
 """Fields of a space that a repeated command may give differently: more trials, another pace."""
+
+OF_A_TRIAL = ("teacher", "features", "reference", "network", "cost", "memory")
+"""What a dry run of a sweep tells of each trial, of all that one of a run tells."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def describe_sweep(plan: SweepPlan) -> str:
         trials = [proposals.values(unit.number) for unit in runs if unit.repeat == 0]
         fields = ["  ".join(f"{name} {short(value)}" for name, value in trial.items()) for trial in trials]
         lines += [f"# trial {number:<6} {text}" for number, text in enumerate(fields)]
+    lines += [f"# {what:12} {text}" for what, text in describe_run(plan.base) if what in OF_A_TRIAL]
     return "\n".join([*lines, "# dry run: nothing was started or fetched"])
 
 
