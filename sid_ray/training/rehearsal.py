@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from sid_ray.config import Config
 from sid_ray.diffusion.denoiser import Denoiser
@@ -37,10 +36,12 @@ class LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        inputs = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in inputs:
-                self._count(tensor.untyped_storage())
+        made = [t.untyped_storage() for t in _tensors(result)]
+        if made:
+            given = {t.untyped_storage()._cdata for t in _tensors((*args, *(kwargs or {}).values()))}
+            for storage in made:
+                if storage._cdata not in given:
+                    self._count(storage)
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -55,6 +56,14 @@ class LiveMemory(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._alive.discard(key)
         self.now -= size
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
 
 
 @dataclass

@@ -31,7 +31,7 @@ def write_tensors(path: Path, shapes: Mapping[str, Sequence[int]], tensors: Iter
             for (name, shape), (given, tensor) in zip(shapes.items(), coming, strict=True):
                 if given != name or tuple(tensor.shape) != tuple(shape) or tensor.dtype != torch.float32:
                     raise ValueError(f"{path}: expected {name} {tuple(shape)}, got {given} {tuple(tensor.shape)}")
-                file.write(memoryview(tensor.detach().cpu().contiguous().reshape(-1).numpy()).cast("B"))
+                file.write(tensor.detach().cpu().numpy().tobytes())
     except OSError:
         deque(coming, maxlen=0)
         raise

@@ -11,9 +11,8 @@ from torch.utils._pytree import tree_iter
 
 from sid_ray.config import load_config, override
 from sid_ray.errors import UserError
-from sid_ray.teachers.model_directory import ModelConfig
+from sid_ray.teachers.model_directory import ModelConfig, read_model_config
 from sid_ray.teachers.public import public_teacher
-from sid_ray.teachers.sources import load_denoiser
 from sid_ray.training.bench import one_worker
 from sid_ray.training.plan import memory_per_worker
 from sid_ray.training.rehearsal import LiveMemory, bytes_per_image, rehearse
@@ -29,7 +28,9 @@ def digits(**changes):
 
 @pytest.fixture(scope="module")
 def network():
-    return load_denoiser("builtin:digits")[0]
+    """The digits teacher's kind, with fewer blocks: rehearsals cost time by the operation."""
+    fewer = dict(read_model_config("builtin:digits").network, num_blocks=1)
+    return ModelConfig(kind="teacher", network=fewer).skeleton()
 
 
 def test_live_memory_is_what_is_alive():
@@ -119,9 +120,10 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("stage", "ours"), [(0, 2), (1, 0), (2, 0), (3, 0)])
-def test_host_synchronisations_of_a_step(stage, ours):
+def test_host_synchronisations_of_a_step(stage, ours, tiny_teacher):
     """None of ours at stages 1 to 3; at stage 0 one per network: AdamWithEMA has to know whether to step."""
-    iteration, networks, _ = one_worker(digits(**{"engine.zero_stage": stage}))
+    settings = {"engine.zero_stage": stage, "teacher.path": str(tiny_teacher)}
+    iteration, networks, _ = one_worker(digits(**settings))
     with Reads() as reads:
         iteration(0)
     networks.destroy()
@@ -145,6 +147,7 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not(network):
         largest_micro_batch(config, network, memory(0.9), 1)
 
 
+@pytest.mark.slow
 def test_the_presets_fit_as_published():
     """CIFAR-10 and ImageNet on a GPU of 80 GB: plenty, and some."""
     sizes = {}

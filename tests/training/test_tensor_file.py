@@ -58,8 +58,9 @@ def test_all_is_consumed_where_nothing_can_be_written(tmp_path):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_a_checkpoint_takes_the_memory_of_a_parameter(tmp_path, stage):
-    config = load_config("digits", {"engine.zero_stage": stage, "batch.size": 4, "engine.micro_batch": 4})
+def test_a_checkpoint_takes_the_memory_of_a_parameter(tmp_path, stage, tiny_teacher):
+    sizes = {"batch.size": 4, "engine.micro_batch": 4, "teacher.path": str(tiny_teacher)}
+    config = load_config("digits", sizes | {"engine.zero_stage": stage})
     iteration, networks, world = one_worker(config)
     iteration(0)
     expected = {n: {k: t.clone() for k, t in tensors.items()} for n, tensors in networks.generator.gather()}
