@@ -203,6 +203,10 @@ class Evaluation(Section):
     """Images per forward pass while sampling."""
     seed: int = Field(0, ge=0)
     """Seed of the evaluation's latents, the same for the whole run."""
+    mode: Literal["inline", "async"] = "inline"
+    """inline: the workers measure, and training waits. async: training goes on while a Ray task measures on resources
+    like a worker's that are free beside the run; without any, the workers measure later. Both give the same FID. The
+    first measurements and the last are always the workers' own."""
     confirmations: int = Field(3, ge=0, le=100)
     """At the end the best generator is measured again this often, with fresh latents each time."""
     teacher_steps: int = Field(18, ge=0, le=1000)
@@ -392,7 +396,7 @@ MAY_CHANGE_ON_RESUME = (
     "run.total_kimg", "run.report_every_kimg", "run.sample_every_kimg", "run.sample_images",
     "run.checkpoint_every_kimg", "run.keep_checkpoints", "run.keep_best", "run.max_checkpoint_failures", "run.storage",
     "evaluation.every_kimg", "evaluation.batch", "evaluation.confirmations",
-    "evaluation.detector",
+    "evaluation.detector", "evaluation.mode",
 )  # fmt: skip
 """Sections and fields with which a run may be continued differently; all others make another run."""
 SETTLED = ("engine.precision", "engine.micro_batch")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -58,13 +58,13 @@ def save_checkpoint(
     return problem
 
 
-def clean_up(depot: Depot, keep: int, best_nimg: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and, if `best_nimg` is given, that at or before it.
+def clean_up(depot: Depot, keep: int, wanted: Iterable[int] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints, and those at or before each of the image counts `wanted`.
 
     Called by the first worker after a checkpoint was written; also removes damaged ones.
     """
     names = complete_names(depot)
-    kept = {*names[:keep], best_name(names, best_nimg)}
+    kept = {*names[:keep], *(best_name(names, nimg) for nimg in wanted)}
     for name in depot.names():
         if name not in kept:
             depot.remove(name)

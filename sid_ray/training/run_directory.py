@@ -139,6 +139,11 @@ class RunDirectory:
         return self.path / "reference.npz"
 
     @property
+    def averages(self) -> Path:
+        """Averages that wait for their FID; see `training.evaluations`."""
+        return self.path / "averages"
+
+    @property
     def samples(self) -> Path:
         """Sample grids."""
         return self.path / "samples"

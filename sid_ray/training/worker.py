@@ -21,6 +21,7 @@ from sid_ray.training.board import Board
 from sid_ray.training.checkpoints import NamedState, check_names, read_network, read_progress, restore
 from sid_ray.training.distributed import World, join_world
 from sid_ray.training.engines import Networks, build_networks
+from sid_ray.training.evaluations import evaluations
 from sid_ray.training.evaluator import Evaluator
 from sid_ray.training.fit import fitted_student
 from sid_ray.training.guard import Diverged
@@ -79,13 +80,15 @@ def _resume(
     board = Board(run, config, progress.nimg, attempt, rollbacks) if world.is_first else None
     watchdog = Watchdog(config.cluster.hang_timeout_seconds, run.error_log, f"worker {world.rank} of {world.size}")
     slower = slowed(config, progress.rollbacks)
+    evaluator = Evaluator(config, run, start, world, networks.plain)
     loop = Loop(
         config=slower,
         run=run,
         world=world,
         networks=networks,
         iteration=Iteration(slower, networks, draws, slots),
-        evaluator=Evaluator(config, run, start, world, networks.plain),
+        evaluator=evaluator,
+        evaluations=evaluations(config, run, world, evaluator, progress, outside, attempt),
         progress=progress,
         outside=outside,
         attempt=attempt,

@@ -66,7 +66,7 @@ class TuneViewer:
         import ray.tune
 
         if report["new_fid"] is not None:
-            ray.tune.report({"nimg": report["nimg"], "fid": float(report["new_fid"])})
+            ray.tune.report({"nimg": report["new_fid_nimg"], "fid": float(report["new_fid"])})
 
     def close(self) -> None:
         """Nothing follows."""
