@@ -1,20 +1,32 @@
 """Peak memory of one iteration in each mode, against the published iteration in plain autograd.
 
-    python -m benchmarks.modes [--preset cifar10-uncond] [--batch 16] [--threads 2] [--json FILE]
+    python -m benchmarks.modes [--preset cifar10-uncond] [--batch 16] [--counted] [--threads 2] [--json FILE]
 
-Each in a process of its own: its most resident bytes, networks, optimizers and libraries included. Beside it what a
-rehearsal on the meta device counts for activations alone, which is what `engine.micro_batch auto` goes by.
+Measured, each in a process of its own: its most resident bytes, libraries and workspaces included. And counted: what is
+kept (the formula of dry runs) and the activations of a rehearsal on the meta device, which `engine.micro_batch auto`
+goes by; for the published iteration all tensors that are alive at the peak. `--counted` computes nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.apart import Apart, build_ours, build_published
+import torch
+
+from benchmarks.apart import Apart, Iterate, build_ours, build_published
 from benchmarks.compare import FP32, configuration
+from benchmarks.published import Published
+from sid_ray.config import Config
+from sid_ray.diffusion.denoiser import Denoiser
+from sid_ray.training.plan import memory_per_worker
+from sid_ray.training.rehearsal import META, LiveMemory, rehearse
+from sid_ray.training.run_directory import RunDirectory, start_of
+from sid_ray.training.slots import SeededDraws
 
 BF16 = {"engine.precision": "bf16", "engine.zero_stage": 1}
 MODES: dict[str, dict[str, Any]] = {
@@ -26,18 +38,30 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(preset: str, batch: int, threads: int, build: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """Peak resident bytes of a process that makes one iteration, and the activations that a rehearsal counts."""
-    config = configuration(preset, batch, settings)
-    process = Apart(build, config, threads=threads, batch=batch)
+def measure(build: Callable[[Config], Iterate], config: Config, threads: int) -> int:
+    """Peak resident bytes of a process that makes one iteration."""
+    process = Apart(build, config, threads=threads, batch=config.batch.size)
     process.iterate()
-    row = {"peak_memory": process.end().peak_memory, "forwards": config.forwards, "activations": None}
-    if build is build_ours:
-        from sid_ray.training.rehearsal import rehearse
-        from sid_ray.training.run_directory import RunDirectory, start_of
+    return process.end().peak_memory
 
-        row["activations"] = rehearse(config, start_of(config, RunDirectory.of(config)).check())
-    return row
+
+def count(build: Callable[[Config], Iterate], config: Config) -> float:
+    """Bytes of all tensors at the peak, without allocating them."""
+    network = start_of(config, RunDirectory.of(config)).check()
+    if build is build_published:
+        return count_published(config, network)
+    parameters = sum(p.numel() for p in network.parameters())
+    return sum(memory_per_worker(config, parameters, 1).values()) + rehearse(config, network)
+
+
+def count_published(config: Config, network: Denoiser) -> float:
+    """Bytes of all tensors of the published iteration at its peak, from the second iteration on."""
+    with torch.random.fork_rng(), LiveMemory() as memory:
+        three = [copy.deepcopy(network).to(META) for _ in range(3)]
+        published = Published(config, SeededDraws.of(config, network, 0, META), *three)
+        for nimg in (0, config.batch.size):
+            published(nimg)
+    return memory.peak
 
 
 def main() -> None:
@@ -45,16 +69,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cifar10-uncond")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--counted", action="store_true", help="Run nothing.")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", help="Rows, with ';', e.g. 'published, fp32;minimal, bf16'.")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    jobs: dict[str, tuple[Any, dict[str, Any]]] = {"published, fp32": (build_published, {})}
+    jobs: dict[str, tuple[Callable[[Config], Iterate], dict[str, Any]]] = {"published, fp32": (build_published, {})}
     for precision, engine in (("fp32", FP32), ("bf16", BF16)):
         jobs |= {f"{mode}, {precision}": (build_ours, engine | settings) for mode, settings in MODES.items()}
     rows = {}
-    for name in given.only.split(";") if given.only else jobs:
-        rows[name] = measure(given.preset, given.batch, given.threads, *jobs[name])
+    for name, (build, settings) in jobs.items():
+        config = configuration(given.preset, given.batch, settings)
+        measured = None if given.counted else measure(build, config, given.threads)
+        rows[name] = {"forwards": config.forwards, "counted": count(build, config), "measured": measured}
         print(f"{name}: {json.dumps(rows[name])}", flush=True)
     if given.json:
         document = {"preset": given.preset, "batch": given.batch, "rows": rows}
@@ -64,15 +90,16 @@ def main() -> None:
 
 def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     """Markdown rows; ratios are to the first one."""
-    reference = next(iter(rows.values()))["peak_memory"]
+    reference = next(iter(rows.values()))
     lines = [
-        "| mode | forwards per image | peak, GB | of the published | activations counted, GB |",
-        "|---|---|---|---|---|",
+        "| mode | forwards per image | counted, GB | of the published | measured, GB | of the published |",
+        "|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
-        counted = "" if row["activations"] is None else f"{row['activations'] / 1e9:.2f}"
-        peak = row["peak_memory"]
-        lines.append(f"| {name} | {row['forwards']} | {peak / 1e9:.2f} | {peak / reference:.2f} | {counted} |")
+        cells = [f"{row['counted'] / 1e9:.2f}", f"{row['counted'] / reference['counted']:.2f}", "", ""]
+        if row["measured"] is not None:
+            cells[2:] = [f"{row['measured'] / 1e9:.2f}", f"{row['measured'] / reference['measured']:.2f}"]
+        lines.append(f"| {name} | {row['forwards']} | " + " | ".join(cells) + " |")
     return lines
 
 

@@ -27,8 +27,8 @@ def digits(**changes):
 
 @pytest.fixture(scope="module")
 def network():
-    """The digits teacher's kind, with fewer blocks: rehearsals cost time by the operation."""
-    fewer = dict(read_model_config("builtin:digits").network, num_blocks=1)
+    """The digits teacher's kind, with few blocks: rehearsals cost time by the operation."""
+    fewer = dict(read_model_config("builtin:digits").network, num_blocks=1, channel_mult=[1])
     return ModelConfig(kind="teacher", network=fewer).skeleton()
 
 
@@ -53,16 +53,16 @@ def test_modes_keep_as_many_graphs_as_they_say(network):
     per_image = {
         name: bytes_per_image(digits(**settings), network)
         for name, settings in {
-            "fast": {"engine.precision": "fp32"},
-            "lean": {"engine.precision": "fp32", "method.memory": "lean"},
-            "minimal": {"engine.precision": "fp32", "method.memory": "minimal"},
-            "bf16": {"engine.precision": "bf16"},
-            "checkpointing": {"engine.precision": "fp32", "engine.activation_checkpointing": True},
+            "fast": {},
+            "lean": {"method.memory": "lean"},
+            "minimal": {"method.memory": "minimal"},
+            "bf16, minimal": {"engine.precision": "bf16", "method.memory": "minimal"},
+            "checkpointing": {"engine.activation_checkpointing": True},
         }.items()
     }
     assert per_image["lean"] / per_image["fast"] == pytest.approx(2 / 3, abs=0.1)
     assert per_image["minimal"] / per_image["fast"] == pytest.approx(1 / 3, abs=0.1)
-    assert per_image["bf16"] / per_image["fast"] == pytest.approx(1 / 2, abs=0.1)
+    assert per_image["bf16, minimal"] / per_image["minimal"] == pytest.approx(1 / 2, abs=0.1)
     assert per_image["checkpointing"] < per_image["fast"] / 2
 
 
@@ -112,9 +112,10 @@ class Reads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
-            files = [frame.filename for frame in traceback.extract_stack()]
-            last = next(f for f in reversed(files) if "/sid_ray/" in f or "/deepspeed/" in f)
-            self.by["sid_ray" if "/sid_ray/" in last else "deepspeed"] += 1
+            frames = traceback.extract_stack()
+            last = next(f for f in reversed(frames) if "/sid_ray/" in f.filename or "/deepspeed/" in f.filename)
+            if last.name != "one_hot":  # torch looks at the indices on the CPU only
+                self.by["sid_ray" if "/sid_ray/" in last.filename else "deepspeed"] += 1
         return func(*args, **(kwargs or {}))
 
 
