@@ -3,13 +3,14 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install run test test-all test-faults lint format clean
+.PHONY: help install run test test-all test-faults bench lint format clean
 
 help:
 	@echo "make run    set up and distil the built-in digits teacher (about 4 minutes on two cores)"
 	@echo "make test   set up and run the tests"
 	@echo "make test-all  the tests and the slow ones: every stage, precision and world size"
 	@echo "make test-faults  every fault at every ZeRO stage: lost workers, nodes, drivers, storage"
+	@echo "make bench  every measurement of docs/results/performance.md into ./bench (hours on two quiet cores)"
 	@echo "make lint   ruff, types, import layers"
 	@echo "make format rewrite the code in the project's style"
 
@@ -33,6 +34,19 @@ test-all: install
 
 test-faults: install
 	$(BIN)/python -m pytest tests/faults -m "faults or not faults"
+
+# One folder of JSON; the tables come out on the terminal.
+bench: install
+	mkdir -p bench
+	$(BIN)/python -m benchmarks.compare --json bench/compare.json
+	$(BIN)/python -m benchmarks.modes --json bench/modes.json
+	$(BIN)/python -m benchmarks.sharding --json bench/sharding.json
+	$(BIN)/python -m benchmarks.scaling --json bench/scaling.json
+	$(BIN)/python -m benchmarks.overheads loop --json bench/loop-digits.json
+	$(BIN)/python -m benchmarks.overheads loop --preset cifar10-uncond --batch 4 --rounds 5 --threads 2 \
+		--json bench/loop-cifar10.json
+	$(BIN)/python -m benchmarks.overheads job --json bench/job.json
+	$(BIN)/python -m benchmarks.overheads start --json bench/start.json
 
 lint: install
 	$(BIN)/ruff format --check .

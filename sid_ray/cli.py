@@ -290,6 +290,8 @@ def bench(
     config = load_config(preset, parse_overrides(context.args))
     check_new("--json", json)
     report = measure(config, repeat, warm_up)
+    if report is None:
+        return
     if json:
         json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     print(describe(report))

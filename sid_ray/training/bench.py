@@ -81,8 +81,8 @@ class BenchReport(BaseModel):
         return self.flops_per_second / self.peak_flops_per_second
 
 
-def bench(config: Config, repetitions: int = 5, warm_up: int = 2) -> BenchReport:
-    """Measure iterations of a configuration on this worker. Collective under torchrun.
+def bench(config: Config, repetitions: int = 5, warm_up: int = 2) -> BenchReport | None:
+    """Measure iterations of a configuration on this worker; None on all but the first. Collective under torchrun.
 
     UserError as at the start of a run if the configuration cannot run.
     """
@@ -98,6 +98,8 @@ def bench(config: Config, repetitions: int = 5, warm_up: int = 2) -> BenchReport
             iteration((warm_up + repetitions) * config.batch.size)
     finally:
         networks.destroy()
+    if not world.is_first:
+        return None
     seconds = Spread.of([sum(lap.values()) for lap in laps])
     phases = {name: Spread.of([lap.get(name, 0.0) for lap in laps]) for name in PHASES}
     flops = float(config.forwards * forward * config.micro_batch * len(iteration.slots))

@@ -70,6 +70,7 @@ def test_collectives_are_counted_by_the_whole_tensor():
 def test_a_report_adds_up(tiny_teacher):
     config = load_config("digits", SMALL | {"teacher.path": str(tiny_teacher), "engine.precision": "bf16"})
     report = bench(config, repetitions=3, warm_up=1)
+    assert report is not None
     assert set(report.phases) == {*PHASES, "communication"}
     phases = sum(report.phases[name].median for name in PHASES)
     assert phases == pytest.approx(report.seconds.median, rel=0.5)

@@ -49,9 +49,9 @@ def test_live_memory_is_what_is_alive():
 
 
 def test_modes_keep_as_many_graphs_as_they_say(network):
-    """Per image: three graphs alive, two, one; half of it in bf16; with checkpointing much less."""
-    per_image = {
-        name: bytes_per_image(digits(**settings), network)
+    """Three graphs alive, two, one; half of it in bf16; with checkpointing much less."""
+    alive = {
+        name: rehearse(digits(**settings), network)
         for name, settings in {
             "fast": {},
             "lean": {"method.memory": "lean"},
@@ -60,10 +60,10 @@ def test_modes_keep_as_many_graphs_as_they_say(network):
             "checkpointing": {"engine.activation_checkpointing": True},
         }.items()
     }
-    assert per_image["lean"] / per_image["fast"] == pytest.approx(2 / 3, abs=0.1)
-    assert per_image["minimal"] / per_image["fast"] == pytest.approx(1 / 3, abs=0.1)
-    assert per_image["bf16, minimal"] / per_image["minimal"] == pytest.approx(1 / 2, abs=0.1)
-    assert per_image["checkpointing"] < per_image["fast"] / 2
+    assert alive["lean"] / alive["fast"] == pytest.approx(2 / 3, abs=0.1)
+    assert alive["minimal"] / alive["fast"] == pytest.approx(1 / 3, abs=0.1)
+    assert alive["bf16, minimal"] / alive["minimal"] == pytest.approx(1 / 2, abs=0.1)
+    assert alive["checkpointing"] < alive["fast"] / 2
 
 
 def test_a_rehearsal_leaves_everything_as_it_was(network):
@@ -128,7 +128,7 @@ def test_host_synchronisations_of_a_step(stage, ours, tiny_teacher):
         iteration(0)
     networks.destroy()
     assert reads.by["sid_ray"] == ours
-    assert reads.by["deepspeed"] <= 10  # DeepSpeed's own: overflow, norm
+    assert (reads.by["deepspeed"] > 0) == (stage > 0)  # its own: overflow and norm; at stage 3 by the parameter
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not(network):
