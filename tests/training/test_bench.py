@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sid_ray.cli import app
 from sid_ray.config import load_config
+from sid_ray.errors import UserError
 from sid_ray.training import phases
 from sid_ray.training.bench import PHASES, BenchReport, Spread, bench, describe, matrix_peak
 from sid_ray.training.communication import Communication
@@ -91,7 +93,7 @@ def test_recomputing_counts_as_work(tiny_teacher):
 
 
 def test_the_command_needs_no_ray_and_writes_only_what_it_is_asked_to(tmp_path):
-    """A random teacher is drawn, not written; a second time, the file is not overwritten."""
+    """A random teacher is drawn, not written; a file that is there is not overwritten."""
     code = "import sys; sys.modules['ray'] = None; from sid_ray.cli import main; main()"
     sizes = ["--batch.size", "2", "--engine.micro_batch", "2", "--teacher.random", "true"]
     options = [*sizes, "--repeat", "1", "--warm-up", "0", "--json", "report.json"]
@@ -102,5 +104,5 @@ def test_the_command_needs_no_ray_and_writes_only_what_it_is_asked_to(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["preset"] == "digits" and report["repetitions"] == 1
-    again = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=300)
-    assert again.returncode == 2 and "--json" in again.stderr and "exists already" in again.stderr
+    with pytest.raises(UserError, match=r"--json: .* exists already"):
+        app(["bench", "digits", "--json", str(tmp_path / "report.json")], standalone_mode=False)

@@ -143,22 +143,27 @@ def story(run):
 
 @pytest.mark.distributed
 def test_both_modes_tell_the_same(job):
-    """In real workers: inline, async, async that is cut in half, and async that goes on inline."""
-    torchrun(
-        2,
-        "tests.job_worker",
-        job("inline", **OFTEN),
-        job("async", evaluation__mode="async", **OFTEN),
-        job("halves", evaluation__mode="async", run__total_kimg=0.048, **OFTEN),
-    )
-    torchrun(2, "tests.job_worker", job("halves", evaluation__mode="async", **OFTEN))
-    expected = story(job.runs / "inline")
-    assert len(expected[0]) > 4
-    images = load_generator(str(job.runs / "inline" / "generator")).sample(4)
-    for name in ("async", "halves"):
-        told = story(job.runs / name)
-        assert told[0] == pytest.approx(expected[0], rel=1e-6), name
-        assert told[1] == pytest.approx(expected[1], rel=1e-6), name
-        assert list(told[0]) == sorted(told[0])
-        assert torch.equal(load_generator(str(job.runs / name / "generator")).sample(4), images), name
-        assert not list((job.runs / name / "averages").glob("*"))
+    torchrun(2, "tests.job_worker", job("inline", **OFTEN), job("async", evaluation__mode="async", **OFTEN))
+    assert_the_same_story(job.runs / "async", job.runs / "inline")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_run_cut_in_half_tells_the_same(job):
+    """And another whose second half is inline."""
+    halves = {name: {"evaluation__mode": "async", **OFTEN} for name in ("halves", "changed")}
+    first = [job(name, run__total_kimg=0.048, **settings) for name, settings in halves.items()]
+    torchrun(2, "tests.job_worker", job("inline", **OFTEN), *first)
+    torchrun(2, "tests.job_worker", job("halves", **halves["halves"]), job("changed", **OFTEN))
+    for name in halves:
+        assert_the_same_story(job.runs / name, job.runs / "inline")
+
+
+def assert_the_same_story(run, expected):
+    told, ours = story(expected), story(run)
+    assert len(told[0]) > 4 and list(ours[0]) == sorted(ours[0])
+    assert ours[0] == pytest.approx(told[0], rel=1e-6)
+    assert ours[1] == pytest.approx(told[1], rel=1e-6)
+    images = [load_generator(str(path / "generator")).sample(4) for path in (run, expected)]
+    assert torch.equal(*images)
+    assert not list((run / "averages").glob("*"))

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-import yaml
 
 from sid_ray.config import load_config
 from sid_ray.errors import UserError
-from sid_ray.training.run_directory import open_run
-from sid_ray.training.settling import computes_in_bf16
+from sid_ray.training.checkpoints import complete_checkpoints, read_progress
+from sid_ray.training.distributed import join_world
+from sid_ray.training.outside import PlainOutside
+from sid_ray.training.run_directory import open_run, start_of
+from sid_ray.training.settling import computes_in_bf16, settle
 from tests.launching import torchrun
 from tests.training.test_worker import assert_same, end_state
 
@@ -40,27 +42,36 @@ def test_compiled_networks_follow_the_others(job):
 
 
 def test_auto_is_settled_once_per_run(job):
-    """What a run began with it keeps, on two workers as on one, whatever memory there is then."""
+    """What a run began with it keeps, whatever memory there is later; a person's own number must be the same."""
+
+    def settled(name, **changes):
+        config = load_config(job(name, **(auto | changes)))
+        run, changed = open_run(config)
+        assert changed == [text for text in changed if text.startswith("engine.memory_gb")]
+        return settle(config, run, start_of(config, run), join_world(), PlainOutside()), run
+
+    auto = SMALL | {"engine__micro_batch": "auto", "engine__precision": "auto"}
+    config, run = settled("auto")
+    expected = "bf16" if computes_in_bf16(torch.device("cpu")) else "fp32"
+    assert (config.engine.micro_batch, config.engine.precision) == (8, expected)
+    assert load_config(str(run.config_yaml)) == config
+    assert settled("auto", engine__memory_gb=1e-9)[0].engine.micro_batch == 8
+    assert settled("auto", engine__micro_batch=8)[0].engine.precision == expected
+    with pytest.raises(UserError, match=r"engine\.micro_batch: 8 -> 4"):
+        settled("auto", engine__micro_batch=4)
+    with pytest.raises(UserError, match=r"engine\.micro_batch: auto: not one image fits into 1e-09 GB"):
+        settled("little", engine__memory_gb=1e-9)
+    assert settled("unsharded", engine__zero_stage=0)[0].engine.precision == "fp32"
+
+
+@pytest.mark.slow
+def test_a_run_with_auto_goes_on_with_more_workers(job):
     settings = SMALL | {"engine__micro_batch": "auto", "engine__precision": "auto"}
     said = torchrun(1, "tests.job_worker", job("auto", **settings))
-    recorded = job.runs / "auto" / "config.yaml"
-    engine = yaml.safe_load(recorded.read_text())["engine"]
-    expected = "bf16" if computes_in_bf16(torch.device("cpu")) else "fp32"
-    assert (engine["micro_batch"], engine["precision"]) == (8, expected)
-    assert "engine.micro_batch auto is 8" in said and f"engine.precision auto is {expected}" in said
-    longer = settings | {"run__total_kimg": 0.048, "engine__memory_gb": 1e-9}
-    said = torchrun(2, "tests.job_worker", job("auto", **longer))
-    assert yaml.safe_load(recorded.read_text())["engine"]["micro_batch"] == 8 and "auto is" not in said
-    with pytest.raises(UserError, match=r"engine\.micro_batch: 8 -> 4"):
-        open_run(load_config(job("auto", **(longer | {"engine__micro_batch": 4}))))
-    open_run(load_config(job("auto", **(longer | {"engine__micro_batch": 8}))))
-
-
-def test_too_little_memory_is_said(job):
-    with pytest.raises(AssertionError, match=r"engine\.micro_batch: auto: not one image fits into 1e-09 GB"):
-        torchrun(
-            1, "tests.job_worker", job("little", **(SMALL | {"engine__micro_batch": "auto", "engine__memory_gb": 1e-9}))
-        )
+    assert "engine.micro_batch auto is 8" in said and "engine.precision auto is" in said
+    said = torchrun(2, "tests.job_worker", job("auto", **(settings | {"run__total_kimg": 0.048})))
+    assert "auto is" not in said
+    assert read_progress(complete_checkpoints(job.runs / "auto" / "checkpoints")[0]).nimg == 48
 
 
 def test_networks_without_blocks_cannot_be_checkpointed(job):
