@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from functools import cached_property
 from typing import Any, Protocol
 
 Job = Callable[[], float]
@@ -51,6 +50,7 @@ class PlainOutside:
     def __init__(self, quiet: bool = False):
         self.quiet, self.stop = quiet, threading.Event()
         self.jobs: dict[str, Future[float]] = {}
+        self.beside: ProcessPoolExecutor | None = None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: self.stop.set())
@@ -71,8 +71,10 @@ class PlainOutside:
 
     def begin(self, name: str, job: Job) -> None:
         """Queue it for the process beside this one."""
+        if self.beside is None:
+            self.beside = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         try:
-            self.jobs[name] = self._beside.submit(job)
+            self.jobs[name] = self.beside.submit(job)
         except BrokenExecutor as error:  # it was ended from outside, and with it all that was queued
             self.jobs[name] = Future()
             self.jobs[name].set_exception(error)
@@ -87,14 +89,11 @@ class PlainOutside:
         return {name: None if future.exception() else future.result() for name, future in done.items()}
 
     def forget(self) -> None:
-        """Cancel what has not begun; what has begun ends for nothing."""
-        for future in self.jobs.values():
-            future.cancel()
+        """Cancel what has not begun; what has begun ends for nothing, and the process with it."""
         self.jobs.clear()
-
-    @cached_property
-    def _beside(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        if self.beside is not None:
+            self.beside.shutdown(wait=False, cancel_futures=True)
+            self.beside = None
 
 
 def progress_line(m: dict[str, Any]) -> str:
