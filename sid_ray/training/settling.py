@@ -75,24 +75,29 @@ def free_memory(device: torch.device) -> float:
 
 
 def largest_micro_batch(config: Config, network: Denoiser, memory: float, workers: int) -> int:
-    """The largest divisor of the global batch whose activations fit beside what a worker keeps, in `memory` bytes.
+    """The largest micro-batch whose activations fit beside what a worker keeps, in `memory` bytes; see `largest_share`.
 
-    At most a worker's share of the batch: a larger one would leave workers idle. `network`: of the trained networks'
-    architecture. UserError if not even one image fits.
+    `network`: of the trained networks' architecture. UserError if not even one image fits.
     """
-    parameters = sum(p.numel() for p in network.parameters())
-    kept = sum(memory_per_worker(config, parameters, workers).values())
+    kept = sum(memory_per_worker(config, sum(p.numel() for p in network.parameters()), workers).values())
     per_image = bytes_per_image(config, network)
-    room = SHARE * memory - kept
-    share = max(config.batch.size // workers, 1)
-    fitting = [n for n in range(1, share + 1) if config.batch.size % n == 0 and n * per_image <= room]
-    if not fitting:
+    size = largest_share(config.batch.size, workers, (SHARE * memory - kept) / per_image)
+    if size is None:
         raise UserError(
             f"engine.micro_batch: auto: not one image fits into {memory / GIGA:.3g} GB ({kept / GIGA:.3g} for the "
             f"networks, {per_image / GIGA:.3g} for an image); try method.memory minimal, "
             "engine.activation_checkpointing true, or a higher engine.zero_stage on more workers"
         )
-    return fitting[-1]
+    return size
+
+
+def largest_share(batch: int, workers: int, most: float) -> int | None:
+    """The largest divisor of the global batch that is at most `most`; None if there is none.
+
+    And at most a worker's share of the batch: with a larger one workers would have nothing to do.
+    """
+    share = min(max(batch // workers, 1), most)
+    return max((n for n in range(1, batch + 1) if n <= share and batch % n == 0), default=None)
 
 
 def _largest(config: Config, start: Start, memory: float, workers: int) -> int:

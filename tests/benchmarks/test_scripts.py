@@ -1,33 +1,37 @@
 """The benchmark scripts run, and what they count is what theory says."""
 
 import json
+import os
 import subprocess
+import sys
 
 import pytest
 import torch
 
-from benchmarks.compare import FP32, configuration
+from benchmarks.compare import configuration
 from benchmarks.modes import count_published
 from benchmarks.plain import plain_iteration
 from benchmarks.sharding import configuration as sharded
 from benchmarks.sharding import on_ranks
 from sid_ray.teachers.sources import load_denoiser
 from sid_ray.training.bench import one_worker
+from sid_ray.training.rehearsal import rehearse
 from tests.launching import ROOT
 
 
-def test_the_published_iteration_keeps_three_graphs_and_forty_bytes_a_parameter():
-    """Four networks, two gradients, two moments each, all float32; each further image adds its graphs."""
-    network = load_denoiser("builtin:digits")[0]
+def test_the_published_iteration_keeps_three_graphs_and_most_of_forty_bytes_a_parameter(tiny_teacher):
+    """Four networks, two gradients, two moments each, all float32; an image adds the graphs of our mode `fast`."""
+    network = load_denoiser(str(tiny_teacher))[0]
     parameters = sum(p.numel() for p in network.parameters())
-    few, more = (count_published(configuration("digits", images, {}), network) for images in (1, 3))
-    assert few > 40 * parameters
-    assert (more - few) / 2 > 0.5 * few - 40 * parameters
+    one, two = (count_published(configuration("digits", images, {}), network) for images in (64, 128))
+    ours = rehearse(configuration("digits", 64, {}), network)
+    assert (two - one) == pytest.approx(ours, rel=0.05)
+    assert one - ours == pytest.approx(36 * parameters, abs=4 * parameters)
 
 
-def test_the_step_without_engines_is_ours():
+def test_the_step_without_engines_is_ours(tiny_teacher):
     """What engines are measured against computes the same."""
-    config = configuration("digits", 4, FP32)
+    config = configuration("digits", 4, {"teacher.path": str(tiny_teacher)})
     plain, (ours, networks, _) = plain_iteration(config), one_worker(config)
     for nimg in (0, 4):
         torch.testing.assert_close(torch.stack(plain(nimg)), torch.stack(ours(nimg)), rtol=1e-4, atol=1e-5)
@@ -51,9 +55,6 @@ def test_shards_are_as_large_as_the_formula_says_and_volumes_as_theory_says():
 @pytest.mark.slow
 def test_everything_for_a_gpu_runs_without_one(tmp_path):
     command = ["benchmarks/gpu.sh", str(tmp_path), "--device", "cpu", "--quick"]
-    import os
-    import sys
-
     environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,7 +15,7 @@ from sid_ray.teachers.public import public_teacher
 from sid_ray.training.bench import one_worker
 from sid_ray.training.plan import memory_per_worker
 from sid_ray.training.rehearsal import LiveMemory, bytes_per_image, rehearse
-from sid_ray.training.settling import SHARE, largest_micro_batch
+from sid_ray.training.settling import SHARE, largest_micro_batch, largest_share
 
 # What the digits preset leaves out: augmentation, dropout, class frequencies.
 EVERYTHING = {"method.augment": 0.5, "method.dropout": 0.1, "method.class_weights": [1.0] * 9 + [2.0]}
@@ -134,17 +134,19 @@ def test_host_synchronisations_of_a_step(stage, ours, tiny_teacher):
 def test_the_largest_micro_batch_fits_and_the_next_does_not(network):
     config = load_config("digits", {"batch.size": 96, "engine.micro_batch": "auto"})
     kept = sum(memory_per_worker(config, sum(p.numel() for p in network.parameters()), 1).values())
-    per_image = bytes_per_image(config, network)
-
-    def memory(images):
-        return (kept + images * per_image) / SHARE
-
-    assert largest_micro_batch(config, network, memory(24.5), 1) == 24
-    assert largest_micro_batch(config, network, memory(47.9), 1) == 32
-    assert largest_micro_batch(config, network, memory(1e9), 1) == 96
-    assert largest_micro_batch(config, network, memory(1e9), 4) == 24  # every worker has something to do
+    memory = (kept + 24.5 * bytes_per_image(config, network)) / SHARE
+    assert largest_micro_batch(config, network, memory, 1) == 24
     with pytest.raises(UserError, match=r"engine\.micro_batch: auto: not one image fits into .* GB"):
-        largest_micro_batch(config, network, memory(0.9), 1)
+        largest_micro_batch(config, network, kept / SHARE, 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "most", "expected"),
+    [(96, 1, 24.5, 24), (96, 1, 47.9, 32), (96, 1, 1e9, 96), (96, 4, 1e9, 24), (96, 5, 1e9, 16), (7, 1, 6.9, 1),
+     (2, 8, 5.0, 1), (96, 1, 0.9, None), (96, 1, -3.0, None)],
+)  # fmt: skip
+def test_a_share_divides_the_batch_and_leaves_nobody_idle(batch, workers, most, expected):
+    assert largest_share(batch, workers, most) == expected
 
 
 @pytest.mark.slow
