@@ -221,6 +221,21 @@ def stats(
     print(f"{made.num} images, {len(made.mu)} features of {made.features}: reference statistics in {out}")
 
 
+@app.command()
+def board(
+    where: Annotated[
+        str, typer.Argument(metavar="RUN_OR_STORAGE", help="A run, a sweep, or a folder of them; local or s3://.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 6006,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between looks for what is new.")] = 15,
+) -> None:
+    """Show runs in TensorBoard, while they are written; of s3:// storage only what is new is fetched."""
+    from sid_ray.launch.board import serve_board
+
+    raise typer.Exit(serve_board(where, host, port, every))
+
+
 @teach_app.command("digits")
 def teach_digits(
     out: Annotated[Path, typer.Option(help="Folder to write: model directory, feature network, reference.")] = Path(
