@@ -236,6 +236,27 @@ def board(
     raise typer.Exit(serve_board(where, host, port, every))
 
 
+@app.command(context_settings=OVERRIDES)
+def doctor(
+    context: typer.Context,
+    preset: Annotated[
+        str | None, typer.Argument(help="A preset or a YAML file: also look at what its run would read and write.")
+    ] = None,
+) -> None:
+    """Look for what is wrong with this machine, or with the cluster at RAY_ADDRESS, and say what to do.
+
+    Takes the arguments of `distill`. Ends with code 1 if there is a problem.
+    """
+    from sid_ray.launch.doctor import examine
+
+    overrides = parse_overrides(context.args)
+    if preset is None and overrides:
+        raise UserError("PRESET_OR_YAML: is missing; overrides such as --run.storage belong to a configuration")
+    config = None if preset is None else load_config(preset, overrides)
+    if examine(config, print):
+        raise typer.Exit(1)
+
+
 @teach_app.command("digits")
 def teach_digits(
     out: Annotated[Path, typer.Option(help="Folder to write: model directory, feature network, reference.")] = Path(
