@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sid_ray.config import load_config
     from sid_ray.diffusion.denoiser import Denoiser
+    from sid_ray.launch.sweeps.sweep import sweep
     from sid_ray.launch.trainer import distill
     from sid_ray.teachers.mixture import GaussianMixture
     from sid_ray.teachers.sources import load_generator, load_teacher
 
 __version__ = "0.1.0"
-__all__ = ["Denoiser", "GaussianMixture", "distill", "load_config", "load_generator", "load_teacher"]
+__all__ = ["Denoiser", "GaussianMixture", "distill", "load_config", "load_generator", "load_teacher", "sweep"]
 
 _HOMES = {
     "Denoiser": "sid_ray.diffusion.denoiser",
@@ -29,6 +30,7 @@ _HOMES = {
     "load_config": "sid_ray.config",
     "load_generator": "sid_ray.teachers.sources",
     "load_teacher": "sid_ray.teachers.sources",
+    "sweep": "sid_ray.launch.sweeps.sweep",
 }
 
 

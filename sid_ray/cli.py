@@ -109,6 +109,40 @@ def distill(
     print_summary(RunDirectory.of(config), Progress.model_validate(result.metrics), config)
 
 
+@app.command(context_settings=OVERRIDES)
+def sweep(
+    context: typer.Context,
+    space: Annotated[str, typer.Argument(help="A YAML file such as those in tune_spaces/, which explain themselves.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run; start nothing.")] = False,
+) -> None:
+    """Search alpha, learning rates, batch size or any other field; stop early what diverges or cannot win.
+
+    Ends with report.md and pictures, best.yaml (a preset of the best settings) and the best generator, in
+    runs/sweep-SPACE or where --run.storage and --run.name say. Any --section.field value is shared by all trials.
+    The same command again goes on with the trials that have not ended.
+    """
+    from sid_ray.launch.following import DistillationFailed
+    from sid_ray.launch.sweeps.plan import describe_sweep, plan_sweep
+    from sid_ray.launch.sweeps.sweep import sweep as run_sweep
+    from sid_ray.launch.sweeps.table import print_outcome
+
+    overrides = parse_overrides(context.args)
+    if dry_run:
+        print(describe_sweep(plan_sweep(space, overrides)))
+        return
+    try:
+        result = run_sweep(space, overrides)
+    except DistillationFailed as error:
+        print(f"sid-ray: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        print("sid-ray: aborted; the same command goes on from the trials' last checkpoints", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print_outcome(result.path, result.trials, result.best, result.finished)
+    if result.finished and result.best is None:
+        raise typer.Exit(1)
+
+
 def _print_plan(config: Config) -> None:
     """The resolved configuration and, as comments, what it means: the whole is a YAML file that can be run."""
     from sid_ray.training.plan import describe_run
@@ -142,6 +176,19 @@ def generate(
     from sid_ray.launch.measuring import generate_images
 
     print(f"{num} images in {generate_images(model, num, out, seed, label, batch, workers, overwrite, network)}")
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run's directory, or a generator's, local or at s3://.")],
+    to: Annotated[str, typer.Option(help="A folder that is not there yet, or s3://bucket/prefix.")],
+    network: Annotated[str | None, typer.Option(help=NETWORK)] = None,
+) -> None:
+    """Copy a run's generator for others: weights, configuration, model card, a picture of samples."""
+    from sid_ray.evaluation.export_generator import export_generator
+    from sid_ray.teachers.modules import named_network
+
+    print(f"generator in {export_generator(run, to, named_network(network))}")
 
 
 @app.command()

@@ -18,15 +18,28 @@ FEW = [
 SHORT = ["distill", "digits", *FEW]
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def environment() -> dict[str, str]:
+    """That of a command: Ray's workers are as nice as the tests, or a busy machine would starve them."""
+    return os.environ | {"RAY_worker_niceness": "0"}
+
+
+def command(*arguments: str, cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run sid-ray to its end."""
-    return subprocess.run([SID_RAY, *arguments], cwd=cwd, text=True, capture_output=True, timeout=300)
+    return subprocess.run(
+        [SID_RAY, *arguments], cwd=cwd, text=True, capture_output=True, timeout=timeout, env=environment()
+    )
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     """Start sid-ray; its output and errors come in one pipe."""
     return subprocess.Popen(
-        [SID_RAY, *arguments], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=1
+        [SID_RAY, *arguments],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=1,
+        env=environment(),
     )
 
 

@@ -93,6 +93,8 @@ class Optimizer(Section):
     """Learning rate of the fake score."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rates stay (as published) or fall to 0 as a half cosine over run.total_kimg."""
+    fake_score_schedule: Literal["constant", "cosine"] | None = None
+    """The same for the fake score alone, which has to keep up with a generator that slows down; unset: as schedule."""
     generator_beta1: float = Field(0.0, ge=0, lt=1)
     """Adam's first momentum for the generator; the fake score's is 0."""
     eps: float | None = Field(None, gt=0)

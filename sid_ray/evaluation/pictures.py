@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,29 +103,45 @@ def plot_fid(
 
     `curve`: (images, FID) in order. `abandoned`: the same of stretches that were rolled back, shown as crosses.
     """
+
+    def paint(figure: Any) -> None:
+        axes = figure.subplots()
+        points = [(n / 1000, f) for n, f in curve if n > 0]
+        axes.loglog([n for n, _ in points], [f for _, f in points], "o-", ms=4, label="one-step generator (EMA)")
+        if abandoned:
+            crosses = [n / 1000 for n, _ in abandoned], [f for _, f in abandoned]
+            axes.loglog(*crosses, "x", color="grey", label="rolled back")
+        start = [f for n, f in curve if n == 0]
+        if start:
+            axes.axhline(start[0], color="grey", linestyle=":", label=f"before training: {start[0]:.3g}")
+        if teacher_fid is not None:
+            axes.axhline(teacher_fid, color="tab:red", linestyle="--", label=f"teacher, many steps: {teacher_fid:.3g}")
+        axes.set(xlabel="thousands of images", ylabel="FID", title=title)
+        plain_log(axes.xaxis)
+        plain_log(axes.yaxis)
+        axes.grid(True, which="both", alpha=0.3)
+        axes.legend()
+
+    draw(path, 7, 4.5, paint)
+
+
+def draw(path: Path, width: float, height: float, paint: Callable[[Any], None]) -> None:
+    """Write a plot as PNG, in one step; `paint` gets the matplotlib figure, of this size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    points = [(n / 1000, f) for n, f in curve if n > 0]
-    axes.loglog([n for n, _ in points], [f for _, f in points], "o-", markersize=4, label="one-step generator (EMA)")
-    if abandoned:
-        axes.loglog([n / 1000 for n, _ in abandoned], [f for _, f in abandoned], "x", color="grey", label="rolled back")
-    start = [f for n, f in curve if n == 0]
-    if start:
-        axes.axhline(start[0], color="grey", linestyle=":", label=f"before training: {start[0]:.3g}")
-    if teacher_fid is not None:
-        axes.axhline(teacher_fid, color="tab:red", linestyle="--", label=f"teacher, many steps: {teacher_fid:.3g}")
-    axes.set(xlabel="thousands of images", ylabel="FID", title=title)
-    for axis in (axes.xaxis, axes.yaxis):  # plain numbers, few enough to read
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
-    axes.grid(True, which="both", alpha=0.3)
-    axes.legend()
+    paint(figure)
     aside = path.with_name(f".{path.name}")
     figure.savefig(aside, dpi=120, format="png")
     aside.replace(path)
+
+
+def plain_log(axis: Any) -> None:
+    """Few short numbers on a logarithmic axis of matplotlib's."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -8,11 +8,10 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sid_ray.errors import UserError
 from sid_ray.launch.bulletin import News
-from sid_ray.launch.console import Display
 from sid_ray.training.checkpoints import complete_names
 from sid_ray.training.guard import TrainingStopped
 from sid_ray.training.progress import Progress
@@ -27,11 +26,36 @@ class DistillationFailed(Exception):
     """The workers failed; the message is for the user, the traceback lies in the run's error.log."""
 
 
+class Viewer(Protocol):
+    """Who is shown a run's progress: a terminal, or the sweep that the run belongs to."""
+
+    def note(self, text: str) -> None:
+        """Take a line of text."""
+        ...
+
+    def update(self, report: dict[str, Any]) -> None:
+        """Take the figures of a report."""
+        ...
+
+    def close(self) -> None:
+        """Nothing follows."""
+        ...
+
+
+class Stop(Protocol):
+    """Who may stop a run."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether the run is to stop; asked several times a second."""
+        ...
+
+
 class StopSignals:
     """While active, the first SIGINT or SIGTERM sets `asked`; a second one aborts."""
 
-    def __init__(self, display: Display):
-        self.display, self.asked = display, False
+    def __init__(self, say: Callable[[str], None]):
+        self.say, self.asked = say, False
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -48,7 +72,7 @@ class StopSignals:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self.display.note("stopping: the workers write a checkpoint and leave (again to abort)")
+        self.say("stopping: the workers write a checkpoint and leave (again to abort)")
 
 
 class Growth:
@@ -85,8 +109,8 @@ class Launch:
     """One launch of a worker group (which Ray may restart), and what came of it."""
 
     run: RunDirectory
-    display: Display
-    stop: StopSignals
+    display: Viewer
+    stop: Stop
     growth: Growth
     lost: list[str]
     """Gets a text when another process has taken over the run."""

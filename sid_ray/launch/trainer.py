@@ -11,6 +11,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from sid_ray.config import Config, load_config, override
 from sid_ray.errors import UserError
 from sid_ray.launch.console import Display, cautions
-from sid_ray.launch.following import Growth, Launch, StopSignals
+from sid_ray.launch.following import Growth, Launch, Stop, StopSignals, Viewer
 from sid_ray.launch.ray_start import extend_import_path, import_path, start_ray
 from sid_ray.storage.lease import Taken
 from sid_ray.teachers.modules import Handed
@@ -70,14 +71,19 @@ def distill(
         config = absolute_paths(override(preset_or_yaml, named))
     else:
         config = absolute_paths(load_config(preset_or_yaml, named))
+    display = Display(config.run.total_kimg, quiet)
+    return run_job(config, handed, display, StopSignals(display.note))
+
+
+def run_job(config: Config, handed: Handed, display: Viewer, stopping: AbstractContextManager[Stop]) -> DistillResult:
+    """The job behind `distill`, whoever watches it and may stop it; `config` has absolute paths.
+
+    Raises what `distill` raises.
+    """
     lost: list[str] = []
-    with claim(config, lambda text: None if quiet else print(text, flush=True), lost.append, handed) as lease:
+    with closing(display), claim(config, display.note, lost.append, handed) as lease:
         run, changed = open_run(config, lease.owner, handed)
-        display = Display(config.run.total_kimg, quiet)
-        try:
-            progress = finished_run(config, run) or _launch(config, run, changed, display, handed, lost)
-        finally:
-            display.close()
+        progress = finished_run(config, run) or _launch(config, run, changed, display, stopping, handed, lost)
     return DistillResult(
         path=run.address(run.path),
         metrics=progress.model_dump(),
@@ -95,7 +101,13 @@ def finished_run(config: Config, run: RunDirectory) -> Progress | None:
 
 
 def _launch(
-    config: Config, run: RunDirectory, changed: list[str], display: Display, handed: Handed, lost: list[str]
+    config: Config,
+    run: RunDirectory,
+    changed: list[str],
+    display: Viewer,
+    stopping: AbstractContextManager[Stop],
+    handed: Handed,
+    lost: list[str],
 ) -> Progress:
     """Launch worker groups until the run is finished or somebody asked for a stop.
 
@@ -105,7 +117,8 @@ def _launch(
     """
     _describe_start(config, run, changed, display)
     ray = _start_ray(config)
-    workers, use_gpu = resolve_workers(config, int(ray.cluster_resources().get("GPU", 0)))
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    workers, use_gpu = resolve_workers(config, gpus, may_grow="RAY_ADDRESS" in os.environ)
     check_workers(config, workers[0])
     most, resources = workers[1], _resources(config, use_gpu)
     count = f"{most}" if workers[0] == most else f"{workers[0]} to {most}"
@@ -114,7 +127,7 @@ def _launch(
     job = {"config": config.model_dump(), "owner": run.owner, "import_path": import_path()}
     job["handed"] = ray.put(handed)
     failures = 0
-    with StopSignals(display) as stop:
+    with stopping as stop:
         while True:
             launch = Launch(run, display, stop, growth, lost, config.cluster.max_failures, failures)
             bulletin = _beside_the_driver()
@@ -200,14 +213,15 @@ def _worker(settings: dict[str, Any]) -> None:
         raise
 
 
-def resolve_workers(config: Config, gpus: int) -> tuple[tuple[int, int], bool]:
+def resolve_workers(config: Config, gpus: int, may_grow: bool = False) -> tuple[tuple[int, int], bool]:
     """((fewest, most) workers, whether each gets a GPU) on a cluster with this many GPUs.
 
-    UserError if it cannot be.
+    `may_grow`: it is somebody's cluster, which may start machines when they are asked for. UserError if it cannot be.
     """
     use_gpu = config.cluster.use_gpu
-    if use_gpu is True and not gpus:
-        raise UserError("cluster.use_gpu: true, but the cluster has no GPU; allowed: auto or false")
+    if use_gpu is True and not gpus and not (may_grow and config.cluster.worker_range):
+        growing = ", or a number for cluster.workers if machines with GPUs are still to come" if may_grow else ""
+        raise UserError(f"cluster.use_gpu: true, but the cluster has no GPU; allowed: auto or false{growing}")
     on_gpu = bool(gpus) if use_gpu == "auto" else bool(use_gpu)
     number = gpus if on_gpu else 2
     return config.cluster.worker_range or (number, number), on_gpu
@@ -237,7 +251,7 @@ def _start_ray(config: Config) -> Any:
     return ray
 
 
-def _describe_start(config: Config, run: RunDirectory, changed: list[str], display: Display) -> None:
+def _describe_start(config: Config, run: RunDirectory, changed: list[str], display: Viewer) -> None:
     newest, address = next(iter(complete_names(run.depot)), None), run.address(run.path)
     if newest is None:
         display.note(f"new run in {address}")

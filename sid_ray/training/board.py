@@ -71,22 +71,7 @@ class Board:
 
     def hyper_parameters(self, results: dict[str, float]) -> None:
         """Fill TensorBoard's HParams tab."""
-        from torch.utils.tensorboard.summary import hparams
-
-        tree = self.config.model_dump()
-        shown = ("method.", "optimizer.", "engine.", "batch.", "run.seed")
-        values: dict[str, Any] = {}
-        for name, _ in fields():
-            if name.startswith(shown):
-                section, _, field = name.partition(".")
-                value = tree[section][field]
-                values[name] = "default" if value is None else str(value) if isinstance(value, list) else value
-
-        def add(writer: Any) -> None:
-            for summary in hparams(values, results):
-                writer._get_file_writer().add_summary(summary)
-
-        self.attempt("tensorboard", lambda: self._tell(add))
+        self.attempt("tensorboard", lambda: self._tell(lambda w: add_hyper_parameters(w, self.config, results)))
 
     def close(self) -> None:
         """Flush and close the event file."""
@@ -129,6 +114,22 @@ class Board:
             self.purge_step = min([nimg for nimg, _ in self.untold], default=self.rows[-1]["nimg"] + 1)
             raise
         self.untold.clear()
+
+
+def add_hyper_parameters(writer: Any, config: Config, results: Mapping[str, float]) -> None:
+    """Give a SummaryWriter a run's settings and results, which fill TensorBoard's HParams tab."""
+    from torch.utils.tensorboard.summary import hparams
+
+    tree = config.model_dump()
+    shown = ("method.", "optimizer.", "engine.", "batch.", "run.seed")
+    values: dict[str, Any] = {}
+    for name, _ in fields():
+        if name.startswith(shown):
+            section, _, field = name.partition(".")
+            value = tree[section][field]
+            values[name] = "default" if value is None else str(value) if isinstance(value, list) else value
+    for summary in hparams(values, dict(results)):
+        writer._get_file_writer().add_summary(summary)
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:

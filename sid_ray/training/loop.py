@@ -27,7 +27,7 @@ from sid_ray.training.guard import Diverged, Notice, TrainingStopped, watch, wat
 from sid_ray.training.outside import Outside
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory
-from sid_ray.training.schedules import crossed, ema_beta, evaluation_due, learning_rate
+from sid_ray.training.schedules import crossed, ema_beta, evaluation_due, learning_rates
 from sid_ray.training.step import Iteration, StepLosses
 from sid_ray.training.stops import StopChecks
 from sid_ray.training.watchdog import Watchdog
@@ -147,17 +147,14 @@ class Loop:
         seconds = time.monotonic() - tick.started
         o, p = self.config.optimizer, self.progress
         nimg = p.nimg - self.config.batch.size  # where the last step started
-        rates = {
-            name: learning_rate(base, o.schedule, nimg, self.config.total_nimg)
-            for name, base in (("generator", o.generator_lr), ("fake_score", o.fake_score_lr))
-        }
+        generator_lr, fake_score_lr = learning_rates(self.config, nimg)
         return {
             "loss/fake_score": fake_loss,
             "loss/generator": generator_loss,
             "gradient_norm/fake_score": fake_norm,
             "gradient_norm/generator": generator_norm,
-            "learning_rate/fake_score": rates["fake_score"],
-            "learning_rate/generator": rates["generator"],
+            "learning_rate/fake_score": fake_score_lr,
+            "learning_rate/generator": generator_lr,
             "ema/beta": ema_beta(self.config.batch.size, nimg, o.ema_halflife_kimg, o.ema_rampup_ratio),
             "skipped/fake_score": float(p.fake_score_skipped),
             "skipped/generator": float(p.generator_skipped),
@@ -173,7 +170,7 @@ class Loop:
             self.attempt("generator", self._save_best)
         if self.board and metrics:
             self.board.scalars(p.nimg, metrics | scalars | {"guard/rollbacks": float(p.rollbacks)})
-        self._tell_outside(metrics)
+        self._tell_outside(metrics, new_fid)
         self._heed(notices)
 
     def _heed(self, notices: list[Notice]) -> None:
@@ -187,7 +184,7 @@ class Loop:
         if divergence is not None and self.config.guard.policy != "warn":
             raise Diverged(divergence, p.nimg, p.rollbacks, None if p.best_fid is None else p.best_nimg)
 
-    def _tell_outside(self, metrics: dict[str, float]) -> None:
+    def _tell_outside(self, metrics: dict[str, float], new_fid: float | None) -> None:
         p, speed = self.progress, metrics.get("speed/images_per_second", 0.0)
         remaining = (self.config.total_nimg - p.nimg) / speed if speed else 0.0
         figures: dict[str, Any] = {
@@ -198,6 +195,7 @@ class Loop:
             "eta_seconds": remaining,
             "skipped": p.generator_skipped + p.fake_score_skipped,
             "fid": p.fid,
+            "new_fid": new_fid,
             "best_fid": p.best_fid,
             "initial_fid": p.initial_fid,
             "teacher_fid": p.teacher_fid,

@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from sid_ray.config import Config
+
 
 def learning_rate(base: float, schedule: Literal["constant", "cosine"], nimg: int, total_nimg: int) -> float:
     """Learning rate of the step that starts at `nimg` images: constant, or a half cosine down to 0."""
     if schedule == "constant":
         return base
     return base * (1 + math.cos(math.pi * min(nimg / total_nimg, 1.0))) / 2
+
+
+def learning_rates(config: Config, nimg: int) -> tuple[float, float]:
+    """Learning rates of (generator, fake score) in the step that starts at `nimg` images."""
+    o, total = config.optimizer, config.total_nimg
+    fake_score = learning_rate(o.fake_score_lr, o.fake_score_schedule or o.schedule, nimg, total)
+    return learning_rate(o.generator_lr, o.schedule, nimg, total), fake_score
 
 
 def ema_beta(batch: int, nimg: int, halflife_kimg: float, rampup_ratio: float | None) -> float:

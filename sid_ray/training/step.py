@@ -14,7 +14,7 @@ from sid_ray.diffusion.augment import augment
 from sid_ray.diffusion.generator import generate
 from sid_ray.methods.sid import Denoise, fake_score_loss, generator_gradient
 from sid_ray.training.engines import Networks
-from sid_ray.training.schedules import ema_beta, learning_rate
+from sid_ray.training.schedules import ema_beta, learning_rates
 from sid_ray.training.slots import Draws, DrawSource, Phase, Slot
 
 
@@ -47,10 +47,11 @@ class Iteration:
         return self.config.method.latents == "shared"
 
     def _set_rates(self, nimg: int) -> None:
-        o, total = self.config.optimizer, self.config.total_nimg
+        o = self.config.optimizer
+        generator_lr, fake_score_lr = learning_rates(self.config, nimg)
         beta = ema_beta(self.config.batch.size, nimg, o.ema_halflife_kimg, o.ema_rampup_ratio)
-        self.networks.fake_score.set_rates(learning_rate(o.fake_score_lr, o.schedule, nimg, total))
-        self.networks.generator.set_rates(learning_rate(o.generator_lr, o.schedule, nimg, total), beta)
+        self.networks.fake_score.set_rates(fake_score_lr)
+        self.networks.generator.set_rates(generator_lr, beta)
 
     def _shared_images(self, nimg: int, slot: Slot) -> tuple[Draws, Tensor]:
         """Latents, labels and images (with the generator's graph) that serve both steps."""

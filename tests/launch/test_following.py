@@ -1,7 +1,12 @@
 """What the driver makes of the news: losses, outcomes, room for more."""
 
+import pytest
+
+from sid_ray.config import load_config
+from sid_ray.errors import UserError
 from sid_ray.launch.bulletin import Bulletin
 from sid_ray.launch.following import Growth
+from sid_ray.launch.trainer import resolve_workers
 
 CPU = {"CPU": 1.0}
 
@@ -68,3 +73,23 @@ def test_the_dead_are_named_before_those_who_missed_them():
     dead = WorkerHealthCheckFailedError("A worker health check failed.", RuntimeError("gone"))
     assert describe_loss({0: RuntimeError("Connection closed by peer"), 1: dead}) == "worker 1 died"
     assert describe_loss({0: ValueError("bad\nlines")}) == "worker 0 failed: ValueError: bad"
+
+
+def cluster(**fields):
+    return load_config("digits", {f"cluster.{name}": value for name, value in fields.items()})
+
+
+def test_workers_by_what_is_there():
+    assert resolve_workers(cluster(), 0) == ((2, 2), False)
+    assert resolve_workers(cluster(), 8) == ((8, 8), True)
+    assert resolve_workers(cluster(use_gpu=False), 8) == ((2, 2), False)
+    assert resolve_workers(cluster(workers="2-4"), 8) == ((2, 4), True)
+
+
+def test_machines_with_gpus_may_still_come_to_a_cluster_that_grows():
+    wanted = cluster(use_gpu=True, workers=4)
+    assert resolve_workers(wanted, 0, may_grow=True) == ((4, 4), True)
+    with pytest.raises(UserError, match=r"cluster.use_gpu: true, but the cluster has no GPU; allowed: auto or false$"):
+        resolve_workers(wanted, 0)
+    with pytest.raises(UserError, match=r"or a number for cluster.workers if machines"):
+        resolve_workers(cluster(use_gpu=True), 0, may_grow=True)

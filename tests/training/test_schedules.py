@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sid_ray.training.schedules import crossed, ema_beta, evaluation_due, learning_rate
+from sid_ray.config import load_config, override
+from sid_ray.training.schedules import crossed, ema_beta, evaluation_due, learning_rate, learning_rates
 
 
 def test_learning_rates():
@@ -12,6 +13,13 @@ def test_learning_rates():
     assert learning_rate(1e-4, "cosine", 0, 1000) == 1e-4
     assert learning_rate(1e-4, "cosine", 500, 1000) == pytest.approx(5e-5)
     assert learning_rate(1e-4, "cosine", 2000, 1000) == pytest.approx(0.0)
+
+
+def test_the_fake_score_may_have_a_schedule_of_its_own():
+    both = load_config("digits", {"optimizer.schedule": "cosine", "run.total_kimg": 2, "optimizer.fake_score_lr": 2e-4})
+    assert learning_rates(both, 1000) == (pytest.approx(5e-5), pytest.approx(1e-4))
+    one = override(both, {"optimizer.fake_score_schedule": "constant"})
+    assert learning_rates(one, 1000) == (pytest.approx(5e-5), 2e-4)
 
 
 def test_ema_beta():

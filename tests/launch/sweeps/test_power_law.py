@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sid_ray.launch.power_law import cannot_reach, fit_power_law
+from sid_ray.launch.sweeps.power_law import cannot_reach, fit_power_law
 
 NIMG = [400, 800, 1600, 3200, 6400, 9600, 12_800]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +73,17 @@ class Range(Section):
             return list(self.choice)
         return list((self.uniform or self.loguniform or self.quantised or ())[:2])
 
+    def contains(self, value: Any) -> bool:
+        """Whether it is one of the values."""
+        if self.choice is not None:
+            return value in self.choice
+        if not isinstance(value, (int, float)) or not self.ends[0] <= value <= self.ends[1]:
+            return False
+        if self.quantised is None:
+            return True
+        steps = (value - self.quantised[0]) / self.quantised[2]
+        return math.isclose(steps, round(steps), abs_tol=1e-9)
+
     def sample(self, rng: np.random.Generator) -> Any:
         """One random value."""
         if self.uniform:
@@ -105,6 +117,8 @@ class Space(Section):
     """All combinations of choices, random ones, or Optuna's tree-structured Parzen estimator, which learns."""
     trials: int = Field(16, ge=1)
     """Number of trials; a grid's own number if it is a grid."""
+    preset_first: bool = True
+    """Trial 0 has the preset's own values, to compare the others with (but not in a grid)."""
     repeats: int = Field(1, ge=1)
     """Runs of each trial with seeds of their own; the report gives mean and deviation."""
     scheduler: Literal["none", "asha", "median"] = "none"
@@ -140,6 +154,11 @@ class Space(Section):
         return {name: r for name, r in self.fields.items() if r.follows is None}
 
     @property
+    def has_preset_first(self) -> bool:
+        """Whether trial 0 is the preset's own."""
+        return self.preset_first and self.search != "grid"
+
+    @property
     def grace_nimg(self) -> float:
         """Images before which no trial is given up for being behind."""
         return 1000 * (self.budget_kimg / 4 if self.grace_kimg is None else self.grace_kimg)
@@ -162,8 +181,16 @@ class Space(Section):
         rng = np.random.default_rng((self.seed, number))
         return self.complete({name: r.sample(rng) for name, r in self.searched.items()})
 
+    def of_preset(self) -> Values:
+        """The values that the searched fields have without a sweep."""
+        tree: Any = self.config({}, {}).model_dump()
+        return {name: reduce(lambda branch, part: branch[part], name.split("."), tree) for name in self.fields}
+
     def config(self, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
-        """The configuration of a trial. UserError if it is not possible."""
+        """The configuration of a trial. UserError if it is not possible.
+
+        The guard only warns in it: a trial that diverges is the sweep's to end.
+        """
         fixed = {"run.total_kimg": self.budget_kimg, "guard.policy": "warn"}
         return load_config(self.preset, fixed | self.settings | dict(values) | dict(overrides))
 
@@ -204,6 +231,8 @@ def _check_fields(path: str, space: Space, lines: dict[str, int]) -> None:
             raise UserError(f"{path}:{lines.get(place, 1)}: {place}: {error}") from error
 
     attempt("preset", {})
+    if not space.config({}, {}).evaluation.num_images:
+        raise UserError(f"{path}: evaluation.num_images: 0 measures no FID, which the trials are compared by")
     for name, range_ in space.searched.items():
         for value in range_.ends:
             followers = {

@@ -3,7 +3,7 @@
 import math
 
 from sid_ray.config import Guard
-from sid_ray.launch.stoppers import DivergenceStopper, PowerLawStopper
+from sid_ray.launch.sweeps.stoppers import DivergenceStopper, PowerLawStopper
 
 
 def feed(stopper, trial, points):

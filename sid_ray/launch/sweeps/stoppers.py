@@ -13,7 +13,7 @@ from typing import Any
 from ray.tune import Stopper
 
 from sid_ray.config import Guard
-from sid_ray.launch.power_law import cannot_reach
+from sid_ray.launch.sweeps.power_law import cannot_reach
 from sid_ray.training.guard import FidHistory, judge_fid
 
 

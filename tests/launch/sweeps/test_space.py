@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.launch.space import Space, load_space
+from sid_ray.launch.sweeps.space import Space, load_space
 from tests.launching import ROOT
 
 SPACES = sorted((ROOT / "tune_spaces").glob("*.yaml"))
