@@ -1,40 +1,65 @@
-"""The memory of a worker, predicted: what is kept, by purpose, at each ZeRO stage."""
+"""The memory of a worker, predicted by purpose; benchmarks/planner.py compares it with what a worker takes."""
 
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 
 from sid_ray.config import Config
 from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.diffusion.flops import activation_bytes
-
-LARGEST_BUCKET = 12_288 * 4096
-"""Elements (5e7) that DeepSpeed reduces or gathers at once; its default of 5e8 would waste gigabytes."""
+from sid_ray.training.engines import LARGEST_BUCKET
 
 
-def estimate(config: Config, denoiser: Denoiser, workers: int) -> dict[str, float]:
-    parameters = sum(p.numel() for p in denoiser.parameters())
-    return kept(config, parameters, workers) | {
-        "activations": config.engine.micro_batch * activations(config, denoiser)
-    }
+class NetworkSize(NamedTuple):
+    """What the memory of a run depends on, of the one architecture that all networks share."""
+
+    parameters: int
+    learning: int
+    """Bytes of an image's graph through a network that learns."""
+    frozen: int
+    """Bytes of an image's graph through a frozen one."""
 
 
-def kept(config: Config, parameters: int, workers: int) -> dict[str, float]:
-    bf16, stage = config.engine.precision == "bf16", config.engine.zero_stage
-    per_parameter = {
-        "weights": (3 * (2 if bf16 else 4), 3),
-        "gradients": (2 * (6 if bf16 else 4), 2),
-        "optimizer": (2 * (12 if stage else 8), 1),
-        "average": (4, 1),
-        "evaluation": (4, 4),
-    }
-    return {k: size * parameters / (workers if stage >= first else 1) for k, (size, first) in per_parameter.items()}
-
-
-def activations(config: Config, denoiser: Denoiser) -> int:
+def network_size(denoiser: Denoiser, config: Config) -> NetworkSize:
+    """Counted, in the run's precision; on the meta device nothing is allocated."""
     dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
     network = copy.deepcopy(denoiser).to(dtype)
-    learns, frozen = activation_bytes(network, True), activation_bytes(network, False)
-    return {"fast": learns + 2 * frozen, "lean": learns + frozen, "minimal": max(learns, frozen)}[config.method.memory]
+    return NetworkSize(
+        sum(p.numel() for p in network.parameters()), activation_bytes(network, True), activation_bytes(network, False)
+    )
+
+
+def memory_per_worker(config: Config, size: NetworkSize, workers: int) -> dict[str, float]:
+    """Bytes that one worker takes at the most during an iteration, by purpose.
+
+    Three networks (teacher, generator, fake score) and the gradients of the two that learn; for these Adam's moments
+    and, from stage 1 on, DeepSpeed's float32 masters; the generator's average; DeepSpeed's buckets, and what ZeRO-3
+    gathers; a float32 network to evaluate with; the graphs of a micro-batch.
+    """
+    bf16, stage = config.engine.precision == "bf16", config.engine.zero_stage
+    parameters, own = size.parameters, 2 if bf16 else 4
+    bucket = min(LARGEST_BUCKET, parameters)
+
+    def shared(number: float, first: int) -> float:
+        return number * parameters / (workers if stage >= first else 1)
+
+    return {
+        "weights": shared(3 * own, 3),
+        "gradients": shared(2 * (6 if bf16 else 4), 2),
+        "optimizer + EMA": shared(2 * (12 if stage else 8) + 4, 1),
+        "buffers": float(bucket * own * 2 * bool(stage)),
+        "evaluation": 4.0 * parameters,
+        "activations": config.engine.micro_batch * _graphs(config, size),
+    }
+
+
+def _graphs(config: Config, size: NetworkSize) -> float:
+    """Bytes of the graphs that are alive at once, for one image."""
+    return {
+        "fast": size.learning + 2 * size.frozen,
+        "lean": size.learning + size.frozen,
+        "minimal": max(size.learning, size.frozen),
+    }[config.method.memory]

@@ -1,12 +1,12 @@
 """The planner's memory against what a worker really takes, on the CPU.
 
     MALLOC_MMAP_THRESHOLD_=262144 MALLOC_TRIM_THRESHOLD_=262144 OMP_NUM_THREADS=1 \
-        torchrun --standalone --nproc-per-node 2 benchmarks/memory.py NAME [NAME ...]
+        torchrun --standalone --nproc-per-node 2 benchmarks/planner.py NAME [NAME ...]
 
-Trains random networks of the sizes named (see SIZES) for an iteration at every allowed stage and precision, or those
-given as `stage:precision` after a name with a slash (`cifar10/0:fp32,3:bf16`), and prints rows of a markdown table. What
-is measured is the largest resident memory of any rank during the iteration, less what the process held before any
-network was built. The malloc settings give freed memory back at once, so that fragmentation is not counted.
+Trains random networks of the sizes named (see SIZES) for an iteration at every allowed stage and precision, or at those
+that follow a slash as `stage:precision` (`cifar10/0:fp32,3:bf16`), and prints rows of a markdown table. Measured is the
+largest resident memory of any rank during the iteration, less what the process held before any network was built. The
+malloc settings give freed memory back at once, so that fragmentation is not counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sid_ray.config import Config, load_config
 from sid_ray.diffusion.denoiser import EDMDenoiser
 from sid_ray.training.distributed import World, join_world
 from sid_ray.training.engines import build_networks
-from sid_ray.training.memory import estimate
+from sid_ray.training.memory import memory_per_worker, network_size
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
 
@@ -34,7 +34,7 @@ DDPMPP = {
 }  # fmt: skip
 SIZES = {
     # name: (network, images per micro-batch, micro-batches per rank)
-    "tiny": ({**DDPMPP, "img_resolution": 16, "model_channels": 32}, 8, 2),
+    "tiny": ({**DDPMPP, "img_resolution": 16, "model_channels": 32}, 4, 2),
     "small": ({**DDPMPP, "img_resolution": 32, "model_channels": 64}, 2, 2),
     "cifar10": ({**DDPMPP, "img_resolution": 32, "model_channels": 128}, 2, 1),
 }
@@ -74,7 +74,7 @@ def measure(size: str, combination: str, world: World) -> str:
         },
     )
     with torch.device("meta"):
-        parts = estimate(config, EDMDenoiser(**network), world.size)
+        parts = memory_per_worker(config, network_size(EDMDenoiser(**network), config), world.size)
     give_back()
     before = resident("VmRSS")
     measured = max(world.gather(train(config, network, world) - before))
