@@ -74,7 +74,7 @@ def measure(size: str, combination: str, world: World) -> str:
         },
     )
     with torch.device("meta"):
-        parts = memory_per_worker(config, network_size(EDMDenoiser(**network), config), world.size)
+        parts = memory_per_worker(config, network_size(EDMDenoiser(**network), config), world.size, gpu=False)
     give_back()
     before = resident("VmRSS")
     measured = max(world.gather(train(config, network, world) - before))

@@ -32,25 +32,33 @@ def network_size(denoiser: Denoiser, config: Config) -> NetworkSize:
     )
 
 
-def memory_per_worker(config: Config, size: NetworkSize, workers: int) -> dict[str, float]:
+def memory_per_worker(config: Config, size: NetworkSize, workers: int, gpu: bool = True) -> dict[str, float]:
     """Bytes that one worker takes at the most during an iteration, by purpose.
 
     Three networks (teacher, generator, fake score) and the gradients of the two that learn; for these Adam's moments
-    and, from stage 1 on, DeepSpeed's float32 masters; the generator's average; DeepSpeed's buckets, and what ZeRO-3
-    gathers; a float32 network to evaluate with; the graphs of a micro-batch.
+    and, from stage 1 on, DeepSpeed's float32 masters; the generator's average; DeepSpeed's float32 buckets, and at
+    stage 3 the gathered weights, which stay for networks below its limit of 10^9 parameters; a float32 network to
+    evaluate with; the graphs of a micro-batch. On a GPU gradients are reduced while others are computed, which takes a
+    second bucket.
     """
     bf16, stage = config.engine.precision == "bf16", config.engine.zero_stage
     parameters, own = size.parameters, 2 if bf16 else 4
-    bucket = min(LARGEST_BUCKET, parameters)
+    bucket = 4.0 * min(LARGEST_BUCKET, parameters)
+    # Stages 1 and 2 have buckets while one network is on its backward pass; stage 3 keeps those of both. The optimizer
+    # of bf16 at stage 1 has none, and flattens what it reduces, twice.
+    buckets = {0: 0, 1: 2 if gpu or bf16 else 1, 2: 1 + gpu, 3: 2}[stage]
+
+    # Gradients are there while their network learns; what bf16 accumulates them in at stage 1, and stage 3 at all, stays.
+    gradients = {0: own, 1: own + (8 if bf16 else 0), 2: 4 + (2 if bf16 else 0), 3: 8 + (4 if bf16 else 0)}[stage]
 
     def shared(number: float, first: int) -> float:
         return number * parameters / (workers if stage >= first else 1)
 
     return {
         "weights": shared(3 * own, 3),
-        "gradients": shared(2 * (6 if bf16 else 4), 2),
+        "gradients": shared(gradients, 2),
         "optimizer + EMA": shared(2 * (12 if stage else 8) + 4, 1),
-        "buffers": float(bucket * own * 2 * bool(stage)),
+        "buffers": buckets * bucket + 3.0 * own * parameters * (stage == 3),
         "evaluation": 4.0 * parameters,
         "activations": config.engine.micro_batch * _graphs(config, size),
     }

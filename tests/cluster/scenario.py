@@ -94,12 +94,13 @@ def s3(hosts):
 
 
 @pytest.fixture(scope="module")
-def cluster(scratch, hosts):
-    """deploy/on-premises.yaml with these hosts' addresses and user; nothing else is changed."""
+def cluster(scratch, home, hosts):
+    """deploy/on-premises.yaml with these hosts' addresses, user and key; nothing else is changed."""
     head, worker = hosts
     config = yaml.safe_load((ROOT / "deploy/on-premises.yaml").read_text())
     config["provider"] |= {"head_ip": head.address, "worker_ips": [worker.address]}
-    config["auth"]["ssh_user"] = "root"
+    # ssh reads ~ as the home in /etc/passwd, which is not this test's.
+    config["auth"] |= {"ssh_user": "root", "ssh_private_key": str(home / ".ssh/id_ed25519")}
     path = scratch / "on-premises.yaml"
     path.write_text(yaml.safe_dump(config))
     return str(path)
@@ -124,14 +125,18 @@ def tunnel(cluster):
     process.wait()
 
 
-def ray(*arguments, minutes=MINUTES):
-    """Run `ray` at the root of the repository; returns its output."""
-    done = subprocess.run(
-        [RAY, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60 * minutes
+def ray(*arguments):
+    """Run `ray` at the root of the repository; returns its output, which is also shown as it comes."""
+    print(f"\n$ ray {' '.join(arguments)}", flush=True)
+    process = subprocess.Popen(
+        [RAY, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=1
     )
-    print(f"$ ray {' '.join(arguments)}\n{done.stdout}", flush=True)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        print(line, end="", flush=True)
+    assert process.wait() == 0
+    return "".join(output)
 
 
 def until(true, what):
