@@ -44,11 +44,16 @@ def memory_per_worker(config: Config, size: NetworkSize, workers: int, gpu: bool
     bf16, stage = config.engine.precision == "bf16", config.engine.zero_stage
     parameters, own = size.parameters, 2 if bf16 else 4
     bucket = 4.0 * min(LARGEST_BUCKET, parameters)
-    # Stages 1 and 2 have buckets while one network is on its backward pass; stage 3 keeps those of both. The optimizer
-    # of bf16 at stage 1 has none, and flattens what it reduces, twice.
-    buckets = {0: 0, 1: 2 if gpu or bf16 else 1, 2: 1 + gpu, 3: 2}[stage]
-
-    # Gradients are there while their network learns; what bf16 accumulates them in at stage 1, and stage 3 at all, stays.
+    graphs = config.engine.micro_batch * _graphs(config, size)
+    buffers = {
+        0: 0.0,
+        # While one network is on its backward pass; bf16's optimizer flattens afterwards what it reduces, twice.
+        1: max(2 * bucket - graphs, 0.0) if bf16 else bucket * (1 + gpu),
+        2: bucket * (1 + gpu),
+        # Those of both networks, always, and the gathered weights of all three.
+        3: 2 * bucket + 3.0 * own * parameters,
+    }[stage]
+    # Gradients are there while their network learns; where bf16 at stage 1 and stage 3 accumulate them stays.
     gradients = {0: own, 1: own + (8 if bf16 else 0), 2: 4 + (2 if bf16 else 0), 3: 8 + (4 if bf16 else 0)}[stage]
 
     def shared(number: float, first: int) -> float:
@@ -58,9 +63,9 @@ def memory_per_worker(config: Config, size: NetworkSize, workers: int, gpu: bool
         "weights": shared(3 * own, 3),
         "gradients": shared(gradients, 2),
         "optimizer + EMA": shared(2 * (12 if stage else 8) + 4, 1),
-        "buffers": buckets * bucket + 3.0 * own * parameters * (stage == 3),
+        "buffers": buffers,
         "evaluation": 4.0 * parameters,
-        "activations": config.engine.micro_batch * _graphs(config, size),
+        "activations": graphs,
     }
 
 

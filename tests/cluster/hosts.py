@@ -40,6 +40,14 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True, timeout=30)
 
 
+def passwd_of(home: Path, folder: Path) -> Path:
+    """A user database in which root's home is `home`: what SSH takes ~ for, whatever HOME says."""
+    others = [line for line in Path("/etc/passwd").read_text().splitlines() if not line.startswith("root:")]
+    path = folder / "passwd"
+    path.write_text("\n".join([f"root:x:0:0:root:{home}:/bin/bash", *others]) + "\n")
+    return path
+
+
 @dataclass
 class Host:
     """A machine that one can only reach by SSH."""
@@ -84,6 +92,7 @@ def host(number: int, scratch: Path, public_key: str, python: Path) -> Iterator[
     home, private = folder / "home", folder / "tmp-ray"
     for path in (home, private):
         path.mkdir(parents=True)
+    (home / ".bashrc").write_text("")
     (home / "sid-ray-env").symlink_to(python.parent.parent)
     (folder / "authorized_keys").write_text(public_key)
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "host_key"))
@@ -92,11 +101,12 @@ def host(number: int, scratch: Path, public_key: str, python: Path) -> Iterator[
         f"Port 22\nListenAddress {address}\nHostKey {folder}/host_key\nPidFile none\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\nPermitRootLogin prohibit-password\n"
         "PasswordAuthentication no\nKbdInteractiveAuthentication no\nStrictModes no\nUsePAM no\n"
-        f"SetEnv HOME={home}\nMaxSessions 100\nMaxStartups 100\n"
+        "MaxSessions 100\nMaxStartups 100\n"
     )
+    passwd = passwd_of(home, folder)
     start = (
         f"until ip addr show 2>/dev/null | grep -q {address}; do sleep 0.1; done; mkdir -p /tmp/ray /run/sshd; "
-        f"mount --bind {private} /tmp/ray; mount -t tmpfs tmpfs /dev/shm; cd {home}; "
+        f"mount --bind {private} /tmp/ray; mount --bind {passwd} /etc/passwd; mount -t tmpfs tmpfs /dev/shm; "
         f"exec /usr/sbin/sshd -D -e -f {folder}/sshd_config 2>{folder}/sshd.log"
     )
     before = os.readlink("/proc/self/ns/net")
