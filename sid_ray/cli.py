@@ -307,10 +307,9 @@ def doctor(
     """
     from sid_ray.launch.doctor import examine
 
-    overrides = parse_overrides(context.args)
-    if preset is None and overrides:
-        raise UserError("PRESET_OR_YAML: is missing; overrides such as --run.storage belong to a configuration")
-    config = None if preset is None else load_config(preset, overrides)
+    if preset is not None and preset.startswith("--"):
+        raise UserError(f"PRESET_OR_YAML: is missing before {preset}; overrides belong to a configuration")
+    config = None if preset is None else load_config(preset, parse_overrides(context.args))
     if examine(config, print):
         raise typer.Exit(1)
 

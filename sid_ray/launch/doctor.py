@@ -85,7 +85,10 @@ class Examiner:
 
 
 def _cluster(config: Config | None) -> Iterator[tuple[str, Finding]]:
-    """Every machine by itself, then whether they reach each other, their clocks, and whether storage is shared."""
+    """Every machine by itself, then whether they reach each other, their clocks, and whether storage is shared.
+
+    Machines are known by their addresses.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -19,7 +19,7 @@ def test_the_cluster_path():
     lacking = missing()
     assert not lacking, f"needs {', '.join(lacking)} (Debian: openssh-server openssh-client rsync iproute2 util-linux)"
     assert os.geteuid() == 0, "needs root, to make network and process namespaces"
-    command = [sys.executable, "-m", "pytest", "tests/cluster/scenario.py", "-x", "-v", "-s", "-m", "not slow"]
+    command = [sys.executable, "-m", "pytest", "tests/cluster/scenario.py", "-x", "-s", "--show-capture=no"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*NAMESPACES, *command, "--timeout", "1500"], cwd=ROOT, env=environment, timeout=3500)
     assert done.returncode == 0
