@@ -11,7 +11,15 @@ from typing import Any
 
 from sid_ray.config import Config
 from sid_ray.launch.ray_start import extend_import_path, import_path, start_ray
-from sid_ray.training.checkup import CONNECT_SECONDS, Finding, Listener, check_machine, check_run, compare_clocks
+from sid_ray.training.checkup import (
+    CONNECT_SECONDS,
+    Finding,
+    Listener,
+    check_machine,
+    check_name,
+    check_run,
+    compare_clocks,
+)
 from sid_ray.training.run_directory import absolute_paths
 
 
@@ -75,6 +83,10 @@ class Examiner:
                 failed.append(f"{address}: {error}")
         return failed
 
+    def name(self, address: str) -> Finding:
+        """Whether it finds itself where others do."""
+        return check_name(address)
+
     def clock(self) -> float:
         """Its time."""
         return time.time()
@@ -135,6 +147,8 @@ def _between(ray: Any, examiners: dict[str, Any], config: Config | None) -> Iter
             advice = "open all ports between the machines of the cluster (and to nobody else)" if failed else None
             text = f"cannot reach {'; '.join(failed)}" if failed else f"reaches {len(others)} other machine(s)"
             yield address, Finding("network", text, advice)
+            if others:
+                yield address, ray.get(examiner.name.remote(address))
             before = time.time()
             theirs = ray.get(examiner.clock.remote())
             yield address, compare_clocks("the driver's", theirs - (before + time.time()) / 2)

@@ -206,6 +206,18 @@ def _ports() -> Finding:
     return Finding("ports", f"processes reach each other at {address} ({name})")
 
 
+def check_name(address: str) -> Finding:
+    """Whether this machine's name means the address at which others know it, as gloo assumes."""
+    name = socket.gethostname()
+    try:
+        meant = socket.gethostbyname(name)
+    except OSError as error:
+        meant = f"nothing ({error})"
+    advice = f"let {name} mean {address} in its /etc/hosts; workers without GPUs (gloo) look for it there"
+    wrong = meant.startswith("127.") or not meant[0].isdigit()
+    return Finding("name", f"{name} is {meant} for itself", advice if wrong else None)
+
+
 class Listener:
     """A port that takes connections while it is open; OSError if it cannot be had."""
 

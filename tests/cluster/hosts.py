@@ -1,4 +1,4 @@
-"""Hosts on this machine: each with network, processes, home and /tmp/ray of its own, reached by SSH alone.
+"""Hosts on this machine: each with name, network, processes, home and /tmp/ray of its own, reached by SSH alone.
 
 For use inside namespaces that `test_cluster.py` makes (root, and Linux): there this process is the client, 10.77.0.1.
 What `ray stop` finds on a host is that host's; nothing of it is seen, or harmed, outside.
@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 
 CLIENT = "10.77.0.1"
-NAMESPACES = ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child"]
-NEEDED = ("unshare", "nsenter", "ip", "mount", "ssh", "sshd", "ssh-keygen", "rsync")
+NAMESPACES = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "--mount-proc", "--kill-child"]
+NEEDED = ("hostname", "unshare", "nsenter", "ip", "mount", "ssh", "sshd", "ssh-keygen", "rsync")
 """Programs of util-linux, iproute2, openssh-client, openssh-server and rsync."""
 
 
@@ -103,10 +103,12 @@ def host(number: int, scratch: Path, public_key: str, python: Path) -> Iterator[
         "PasswordAuthentication no\nKbdInteractiveAuthentication no\nStrictModes no\nUsePAM no\n"
         "MaxSessions 100\nMaxStartups 100\n"
     )
-    passwd = passwd_of(home, folder)
+    passwd, names = passwd_of(home, folder), folder / "hosts"
+    names.write_text("127.0.0.1 localhost\n" + "".join(f"10.77.0.{10 + i} host{i}\n" for i in range(9)))
     start = (
         f"until ip addr show 2>/dev/null | grep -q {address}; do sleep 0.1; done; mkdir -p /tmp/ray /run/sshd; "
         f"mount --bind {private} /tmp/ray; mount --bind {passwd} /etc/passwd; mount -t tmpfs tmpfs /dev/shm; "
+        f"mount --bind {names} /etc/hosts; hostname host{number}; "
         f"exec /usr/sbin/sshd -D -e -f {folder}/sshd_config 2>{folder}/sshd.log"
     )
     before = os.readlink("/proc/self/ns/net")

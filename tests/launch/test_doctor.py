@@ -92,6 +92,13 @@ def test_little_shared_memory_and_clocks_apart(monkeypatch, tmp_path):
     assert slow.text == "900 s behind the storage's" and "NTP" in slow.remedy
 
 
+def test_a_name_that_means_the_machine_itself_is_no_name_for_others(monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "localhost")
+    assert "/etc/hosts" in checkup.check_name("10.0.0.5").remedy
+    monkeypatch.setattr("socket.gethostbyname", lambda name: "10.0.0.5")
+    assert checkup.check_name("10.0.0.5").remedy is None
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without GPUs")
 def test_a_driver_whose_gpus_torch_does_not_see(monkeypatch, tmp_path):
     assert checkup._gpus() == [Finding("GPU", "none; runs go on the CPU")] or "driver" in checkup._gpus()[0].text
