@@ -19,8 +19,8 @@ from sid_ray.teachers.model_directory import write_text
 from sid_ray.teachers.modules import check_trainable
 from sid_ray.teachers.start import Start
 from sid_ray.training.distributed import World
-from sid_ray.training.outside import Outside
 from sid_ray.training.memory import kept_per_worker
+from sid_ray.training.outside import Outside
 from sid_ray.training.rehearsal import bytes_per_image
 from sid_ray.training.run_directory import RunDirectory, as_recorded
 
