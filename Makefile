@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install run test test-all test-faults bench lint format clean
+.PHONY: help install install-cluster run test test-all test-faults test-cluster bench lint format clean
 
 help:
 	@echo "make run    set up and distil the built-in digits teacher (about 4 minutes on two cores)"
@@ -11,6 +11,8 @@ help:
 	@echo "make test-all  the tests and the slow ones: every stage, precision and world size"
 	@echo "make test-faults  every fault at every ZeRO stage: lost workers, nodes, drivers, storage"
 	@echo "make bench  every measurement of docs/results/performance.md into ./bench (hours on two quiet cores)"
+	@echo "make test-cluster  a Ray cluster over SSH, in namespaces of this machine (root; openssh-server, rsync)"
+	@echo "make install-cluster  what ray up and ray job submit need, too"
 	@echo "make lint   ruff, types, import layers"
 	@echo "make format rewrite the code in the project's style"
 
@@ -21,7 +23,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[digits,dev]'
 	touch $@
 
+$(VENV)/.installed-cluster: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cluster]'
+	touch $@
+
 install: $(VENV)/.installed
+
+install-cluster: $(VENV)/.installed-cluster
 
 run: install
 	$(BIN)/sid-ray distill digits
@@ -47,6 +55,9 @@ bench: install
 		--json bench/loop-cifar10.json
 	$(BIN)/python -m benchmarks.overheads job --json bench/job.json
 	$(BIN)/python -m benchmarks.overheads start --json bench/start.json
+
+test-cluster: install-cluster
+	$(BIN)/python -m pytest tests/cluster -m cluster -s
 
 lint: install
 	$(BIN)/ruff format --check .

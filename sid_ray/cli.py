@@ -85,11 +85,20 @@ def distill(
     context: typer.Context,
     preset: Annotated[str, typer.Argument(help="A preset (see `sid-ray presets`) or a YAML file.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run; start nothing.")] = False,
+    plan: Annotated[
+        str | None, typer.Option(help="With --dry-run: memory, speed and time on these GPUs, e.g. 8xH100-80GB.")
+    ] = None,
+    price_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="With --plan: what it costs, too.")] = None,
+    utilisation: Annotated[
+        float, typer.Option(min=0.01, max=1, help="With --plan: the share of the GPUs' peak that is reached.")
+    ] = 0.25,
 ) -> None:
     """Distil a teacher into a one-step generator. The same command again resumes."""
     config = load_config(preset, parse_overrides(context.args))
+    if plan is not None and not dry_run:
+        raise UserError("--plan: needs --dry-run")
     if dry_run:
-        _print_plan(config)
+        _print_plan(config, plan, price_per_gpu_hour, utilisation)
         return
     from sid_ray.launch.console import print_summary
     from sid_ray.launch.following import DistillationFailed
@@ -143,13 +152,15 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _print_plan(config: Config) -> None:
+def _print_plan(config: Config, machine: str | None, price: float | None, utilisation: float) -> None:
     """The resolved configuration and, as comments, what it means: the whole is a YAML file that can be run."""
-    from sid_ray.training.plan import describe_run
+    from sid_ray.training.plan import describe_machine, describe_run
 
     lines = describe_run(config)
+    planned = [] if machine is None else describe_machine(config, machine, price, utilisation)
     print(config.to_yaml())
     print("\n".join(f"# {what:14} {text}" for what, text in lines))
+    print("".join(f"# {line}\n" for line in planned), end="")
     print("# dry run: nothing was started or fetched")
 
 
@@ -295,6 +306,41 @@ def bench(
     if json:
         json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     print(describe(report))
+
+
+@app.command()
+def board(
+    where: Annotated[
+        str, typer.Argument(metavar="RUN_OR_STORAGE", help="A run, a sweep, or a folder of them; local or s3://.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 6006,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between looks for what is new.")] = 15,
+) -> None:
+    """Show runs in TensorBoard, while they are written; of s3:// storage only what is new is fetched."""
+    from sid_ray.launch.board import serve_board
+
+    raise typer.Exit(serve_board(where, host, port, every))
+
+
+@app.command(context_settings=OVERRIDES)
+def doctor(
+    context: typer.Context,
+    preset: Annotated[
+        str | None, typer.Argument(help="A preset or a YAML file: also look at what its run would read and write.")
+    ] = None,
+) -> None:
+    """Look for what is wrong with this machine, or with the cluster at RAY_ADDRESS, and say what to do.
+
+    Takes the arguments of `distill`. Ends with code 1 if there is a problem.
+    """
+    from sid_ray.launch.doctor import examine
+
+    if preset is not None and preset.startswith("--"):
+        raise UserError(f"PRESET_OR_YAML: is missing before {preset}; overrides belong to a configuration")
+    config = None if preset is None else load_config(preset, parse_overrides(context.args))
+    if examine(config, print):
+        raise typer.Exit(1)
 
 
 @teach_app.command("digits")

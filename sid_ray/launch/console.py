@@ -102,7 +102,7 @@ def print_summary(run: RunDirectory, p: Counters, config: Config) -> None:
     following = [
         f"sid-ray generate {generator} --num 100 --out grid.png",
         f"sid-ray evaluate {generator} --num 10000",
-        f"tensorboard --logdir {_shown(run, run.tensorboard)}",
+        f"sid-ray board {_shown(run, run.path)}",
     ]
     if finished:
         following.append(

@@ -87,6 +87,12 @@ class S3Folder:
             except self._client.exceptions.NoSuchKey:
                 return None
 
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """The bytes of an object from `start` up to, but not including, `end`; at least one."""
+        with self._doing(f"reading {name}"):
+            answer = self._client.get_object(**self._place(name), Range=f"bytes={start}-{end - 1}")
+            return answer["Body"].read()
+
     def write(self, name: str, content: bytes) -> None:
         """Write an object of a few bytes."""
         with self._doing(f"writing {name}"):

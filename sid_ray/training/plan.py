@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from sid_ray.config import TEACHER_REFERENCE, Config
+from sid_ray.config import TEACHER_REFERENCE, Config, override
 from sid_ray.diffusion.flops import network_cost
+from sid_ray.errors import UserError
 from sid_ray.evaluation.features import load_features
 from sid_ray.evaluation.statistics import load_reference
 from sid_ray.storage import cached, is_remote
@@ -14,6 +15,8 @@ from sid_ray.teachers.public import public_teacher
 from sid_ray.teachers.sources import read_any_config
 from sid_ray.teachers.start import check_warm_start
 from sid_ray.teachers.untrained import WARNING
+from sid_ray.training.memory import NetworkSize, kept_per_worker, memory_per_worker, network_size
+from sid_ray.training.planner import largest_micro_batch, parse_machine, plan_lines
 from sid_ray.training.run_directory import (
     RunDirectory,
     check_measure,
@@ -45,23 +48,23 @@ def describe_run(config: Config) -> list[tuple[str, str]]:
     return lines
 
 
-def memory_per_worker(config: Config, parameters: int, workers: int) -> dict[str, float]:
-    """Bytes that one worker keeps for networks of so many parameters, by purpose; activations are not included.
+def describe_machine(config: Config, machine: str, price: float | None, utilisation: float) -> list[str]:
+    """Lines about a run on GPUs such as `8xH100-80GB`; `price` is that of one GPU for one hour.
 
-    Three networks (teacher, generator, fake score), 2 or 4 bytes a parameter; the gradients of two, in float32 and in
-    bf16 in that precision too; for these two Adam's moments (8 bytes) and, from stage 1 on, DeepSpeed's float32 masters
-    (4); the generator's average (4); a float32 network to evaluate it with (4). Optimizer and average are divided by
-    the workers from stage 1 on, gradients from stage 2 on, weights at stage 3.
+    UserError if they are not known, or the network is not before its file is fetched.
     """
-    bf16, stage = config.engine.precision == "bf16", config.engine.zero_stage
-    per_parameter = {
-        "weights": (3 * (2 if bf16 else 4), 3),
-        "gradients": (2 * (6 if bf16 else 4), 2),
-        "optimizer": (2 * (12 if stage else 8), 1),
-        "average": (4, 1),
-        "evaluation": (4, 4),
-    }
-    return {k: size * parameters / (workers if stage >= first else 1) for k, (size, first) in per_parameter.items()}
+    gpus = parse_machine(machine)
+    teacher, _ = _teacher(config)
+    if teacher is None:
+        raise UserError(f"--plan: the architecture of {config.teacher.path} is not known before it is fetched")
+    if config.engine.precision == "auto":  # what it is on these GPUs
+        config = override(config, {"engine.precision": "bf16" if config.engine.zero_stage else "fp32"})
+    with torch.device("meta"):
+        denoiser = teacher.build().eval()
+        flops, size = network_cost(denoiser)[1], network_size(denoiser, config)
+    if config.engine.micro_batch == "auto":
+        config = override(config, {"engine.micro_batch": largest_micro_batch(config, size, gpus) or 1})
+    return ["", *plan_lines(config, size, flops, gpus, price, utilisation)]
 
 
 def _teacher(config: Config) -> tuple[ModelConfig | None, list[tuple[str, str]]]:
@@ -117,7 +120,9 @@ def _where(path: str) -> str:
 
 def _cost(config: Config, teacher: ModelConfig) -> list[tuple[str, str]]:
     with torch.device("meta"):
-        parameters, flops = network_cost(teacher.build().eval())
+        denoiser = teacher.build().eval()
+        parameters, flops = network_cost(denoiser)
+        size = network_size(denoiser, config)
     per_image = config.forwards * flops
     workers = sorted(set(config.cluster.worker_range or (1, 8)))
     return [
@@ -127,11 +132,13 @@ def _cost(config: Config, teacher: ModelConfig) -> list[tuple[str, str]]:
             f"{config.forwards} forward passes for each image, {per_image / GIGA:,.4g} GFLOP; "
             f"{per_image * config.total_nimg / 1e15:,.0f} PFLOP in all",
         ),
-        *(("memory", f"{n} worker(s): {_memory(config, parameters, n)}") for n in workers),
+        *(("memory", f"{n} worker(s): {_memory(config, size, n)}") for n in workers),
     ]
 
 
-def _memory(config: Config, parameters: int, workers: int) -> str:
-    parts = memory_per_worker(config, parameters, workers)
-    shown = ", ".join(f"{name} {size / GIGA:.3g}" for name, size in parts.items())
-    return f"{sum(parts.values()) / GIGA:.3g} GB each and activations ({shown})"
+def _memory(config: Config, size: NetworkSize, workers: int) -> str:
+    if config.engine.micro_batch == "auto":
+        return f"{kept_per_worker(config, size.parameters, workers) / GIGA:.3g} GB each, and activations as they fit"
+    parts = memory_per_worker(config, size, workers)
+    shown = ", ".join(f"{name} {amount / GIGA:.3g}" for name, amount in parts.items())
+    return f"{sum(parts.values()) / GIGA:.3g} GB each ({shown})"
