@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install install-cluster run test test-all test-faults test-cluster lint format clean
+.PHONY: help install install-cluster run test test-all test-faults test-cluster bench lint format clean
 
 help:
 	@echo "make run    set up and distil the built-in digits teacher (about 4 minutes on two cores)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-faults  every fault at every ZeRO stage: lost workers, nodes, drivers, storage"
 	@echo "make test-cluster  a Ray cluster over SSH, in namespaces of this machine (root; openssh-server, rsync)"
 	@echo "make install-cluster  what ray up and ray job submit need, too"
+	@echo "make bench  every measurement of docs/results/performance.md into ./bench (hours on two quiet cores)"
 	@echo "make lint   ruff, types, import layers"
 	@echo "make format rewrite the code in the project's style"
 
@@ -44,6 +45,19 @@ test-faults: install
 
 test-cluster: install-cluster
 	$(BIN)/python -m pytest tests/cluster -m cluster -s
+
+# One folder of JSON; the tables come out on the terminal.
+bench: install
+	mkdir -p bench
+	$(BIN)/python -m benchmarks.compare --json bench/compare.json
+	$(BIN)/python -m benchmarks.modes --json bench/modes.json
+	$(BIN)/python -m benchmarks.sharding --json bench/sharding.json
+	$(BIN)/python -m benchmarks.scaling --json bench/scaling.json
+	$(BIN)/python -m benchmarks.overheads loop --json bench/loop-digits.json
+	$(BIN)/python -m benchmarks.overheads loop --preset cifar10-uncond --batch 4 --rounds 5 --threads 2 \
+		--json bench/loop-cifar10.json
+	$(BIN)/python -m benchmarks.overheads job --json bench/job.json
+	$(BIN)/python -m benchmarks.overheads start --json bench/start.json
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -54,7 +54,7 @@ def golden_config(meta, **engine) -> Config:
             "ema_halflife_kimg": meta["ema_halflife_kimg"],
             "ema_rampup_ratio": meta["ema_rampup_ratio"],
         },
-        "engine": {k: v for k, v in engine.items() if k != "memory"},
+        "engine": {"precision": "fp32"} | {k: v for k, v in engine.items() if k != "memory"},
         "batch": {"size": meta["batch_size"]},
     }
     if "memory" in engine:
@@ -66,6 +66,7 @@ def replay(name: str, out: Path, **engine) -> None:
     torch.set_num_threads(1)
     world = join_world()
     numbers, meta = load_golden(f"sid/{name}")
+    numbers = {key: tensor.to(world.device) for key, tensor in numbers.items()}
     config = golden_config(meta, **engine)
     slots = slots_of_rank(config.num_slots, world.rank, world.size)
     three = [golden_denoiser(numbers, meta["init_kwargs"], "teacher.") for _ in range(3)]
@@ -74,7 +75,7 @@ def replay(name: str, out: Path, **engine) -> None:
     losses = []
     for step in range(meta["iterations"]):
         losses.append(world.sum(torch.stack(iteration(step * meta["batch_size"]))))
-    state = {"losses": torch.stack(losses)}
+    state = {"losses": torch.stack(losses).cpu()}
     for role, network in (("generator", networks.generator), ("fake_score", networks.fake_score)):
         for key, tensors in network.gather():
             state[f"{role}.{key}"] = tensors["weight"].cpu().clone()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sid_ray.cli import field_help, parse_overrides
-from sid_ray.config import Config, differences, fields, load_config, parse_config
+from sid_ray.config import Config, differences, fields, load_config, parse_config, settled_as
 from sid_ray.errors import UserError
 
 BAD = [
@@ -76,11 +76,35 @@ def test_every_field_is_documented_and_in_the_help():
 
 
 def test_published_defaults():
-    config = Config(teacher={"path": "x"})
+    config = Config(teacher={"path": "x"}, engine={"precision": "fp32"})
     assert (config.method.alpha, config.method.sigma_init, config.method.tmax) == (1.2, 2.5, 800)
     assert (config.method.loss_scale_generator, config.method.loss_scale_fake_score) == (100, 1)
     assert config.adam_eps == 1e-8
     assert Config(teacher={"path": "x"}, engine={"precision": "bf16"}).adam_eps == 1e-6
+
+
+def test_what_is_auto_cannot_be_used_before_it_is_settled():
+    config = load_config("digits", {"engine.micro_batch": "auto", "engine.precision": "auto"})
+    for use in (lambda: config.num_slots, lambda: config.adam_eps, lambda: config.engine.bf16):
+        with pytest.raises(ValueError, match="not settled yet"):
+            use()
+    settled = load_config("digits", {"engine.micro_batch": 32, "engine.precision": "bf16"})
+    assert settled_as(config, settled) == settled
+    own = load_config("digits", {"engine.micro_batch": 64, "engine.precision": "fp32"})
+    assert settled_as(own, settled) == own
+
+
+@pytest.mark.parametrize(("value", "allowed"), [("0", False), (-1, False), (1.5, False), ("many", False), (True, False),
+                                                ("64", True), (32, True), ("auto", True)])  # fmt: skip
+def test_micro_batch_is_a_number_or_auto(value, allowed):
+    if allowed:
+        expected = value if value == "auto" else int(value)
+        assert load_config("digits", {"engine.micro_batch": value}).engine.micro_batch == expected
+    else:
+        with pytest.raises(
+            UserError, match=r"engine\.micro_batch: .* is not allowed; allowed: 'auto' or a whole number"
+        ):
+            load_config("digits", {"engine.micro_batch": value})
 
 
 def test_differences_tell_what_may_change():

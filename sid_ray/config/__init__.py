@@ -11,6 +11,7 @@ from sid_ray.config.loading import (
     override,
     parse_config,
     preset_names,
+    settled_as,
 )
 from sid_ray.config.sections import INCEPTION_ADDRESS, MAY_CHANGE_ON_RESUME, TEACHER_REFERENCE, Config, Guard, Section
 
@@ -27,4 +28,5 @@ __all__ = [
     "override",
     "parse_config",
     "preset_names",
+    "settled_as",
 ]

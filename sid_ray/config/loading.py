@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sid_ray.config.sections import MAY_CHANGE_ON_RESUME, Config, Section
+from sid_ray.config.sections import MAY_CHANGE_ON_RESUME, SETTLED, Config, Section
 from sid_ray.errors import UserError
 
 PRESETS = Path(__file__).parent.parent / "presets"
@@ -73,6 +73,12 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
             yield from fields(info.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", info
+
+
+def settled_as(config: Config, earlier: Config) -> Config:
+    """The configuration with what an earlier start of its run settled where it still says `auto`."""
+    ours, theirs = _flat(config.model_dump()), _flat(earlier.model_dump())
+    return override(config, {name: theirs[name] for name in SETTLED if ours[name] == "auto"})
 
 
 def differences(old: Config, new: Config) -> tuple[list[str], list[str]]:

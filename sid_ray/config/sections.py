@@ -112,10 +112,44 @@ class Engine(Section):
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     """ZeRO stage: shard nothing (0), optimizer state and EMA (1), also gradients (2), also weights (3)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the networks; masters, accumulation, reduction and preconditioning are float32 always."""
-    micro_batch: int = Field(64, ge=1)
-    """Images of one forward pass (a slot). Fixed for a run: random draws belong to slots."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the networks; masters, accumulation, reduction and preconditioning are float32 always. auto: bf16
+    where the workers' devices compute in it and zero_stage is not 0, else fp32; settled when the run begins."""
+    micro_batch: int | Literal["auto"] = 64
+    """Images of one forward pass (a slot). Fixed for a run: random draws belong to slots. auto: as many as fit into
+    the memory of a worker, settled when the run begins and written into its config.yaml."""
+    memory_gb: float | None = Field(None, gt=0)
+    """Memory of a worker (1e9 bytes) that micro_batch auto may fill; unset: what is free on its device."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of the networks' blocks for the backward passes and compute the rest again: less memory,
+    four more forward equivalents per image (15 with method.memory 'fast')."""
+    channels_last: bool = False
+    """Lay images and features out pixel by pixel instead of channel by channel."""
+    compile: bool = False
+    """Compile the networks with torch.compile; the first iterations take minutes. Not at zero_stage 3."""
+
+    @field_validator("micro_batch", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: object) -> object:
+        if isinstance(value, str) and re.fullmatch(r"[0-9]+", value):
+            value = int(value)
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if value != "auto" and not (number and value >= 1):  # type: ignore[operator]
+            raise ValueError("allowed: 'auto' or a whole number of at least 1")
+        return value
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the networks are bf16. ValueError while that is not settled."""
+        if self.precision == "auto":
+            raise ValueError("engine.precision is not settled yet")
+        return self.precision == "bf16"
+
+    @model_validator(mode="after")
+    def _compiled_networks_are_whole(self) -> Engine:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("engine.compile: true does not work at engine.zero_stage 3; allowed there: false")
+        return self
 
     @model_validator(mode="after")
     def _bf16_needs_sharding(self) -> Engine:
@@ -169,6 +203,10 @@ class Evaluation(Section):
     """Images per forward pass while sampling."""
     seed: int = Field(0, ge=0)
     """Seed of the evaluation's latents, the same for the whole run."""
+    mode: Literal["inline", "async"] = "inline"
+    """inline: the workers measure, and training waits. async: training goes on while a Ray task measures on resources
+    like a worker's that are free beside the run; without any, the workers measure later. Both give the same FID. The
+    first measurements and the last are always the workers' own."""
     confirmations: int = Field(3, ge=0, le=100)
     """At the end the best generator is measured again this often, with fresh latents each time."""
     teacher_steps: int = Field(18, ge=0, le=1000)
@@ -311,7 +349,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Config:
-        if self.batch.size % self.engine.micro_batch:
+        if self.engine.micro_batch != "auto" and self.batch.size % self.engine.micro_batch:
             raise ValueError(
                 f"batch.size: {self.batch.size} is not divisible by engine.micro_batch {self.engine.micro_batch}; "
                 f"allowed: multiples of {self.engine.micro_batch} (or another engine.micro_batch)"
@@ -321,9 +359,21 @@ class Config(Section):
         return self
 
     @property
+    def micro_batch(self) -> int:
+        """Images of a slot. ValueError while that is not settled."""
+        if self.engine.micro_batch == "auto":
+            raise ValueError("engine.micro_batch is not settled yet")
+        return self.engine.micro_batch
+
+    @property
     def num_slots(self) -> int:
         """Slots (forward passes of one micro-batch) that make up the global batch."""
-        return self.batch.size // self.engine.micro_batch
+        return self.batch.size // self.micro_batch
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes per image that an iteration costs, recomputed activations included."""
+        return self.method.forwards + 4 * self.engine.activation_checkpointing
 
     @property
     def total_nimg(self) -> int:
@@ -333,7 +383,7 @@ class Config(Section):
     @property
     def adam_eps(self) -> float:
         """Adam's epsilon with its default by precision."""
-        return self.optimizer.eps or (1e-8 if self.engine.precision == "fp32" else 1e-6)
+        return self.optimizer.eps or (1e-6 if self.engine.bf16 else 1e-8)
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `load_config` reads back."""
@@ -342,9 +392,12 @@ class Config(Section):
 
 MAY_CHANGE_ON_RESUME = (
     "description", "teacher.licence", "cluster", "guard", "engine.zero_stage", "engine.precision", "method.memory",
+    "engine.memory_gb", "engine.activation_checkpointing", "engine.channels_last", "engine.compile",
     "run.total_kimg", "run.report_every_kimg", "run.sample_every_kimg", "run.sample_images",
     "run.checkpoint_every_kimg", "run.keep_checkpoints", "run.keep_best", "run.max_checkpoint_failures", "run.storage",
     "evaluation.every_kimg", "evaluation.batch", "evaluation.confirmations",
-    "evaluation.detector",
+    "evaluation.detector", "evaluation.mode",
 )  # fmt: skip
 """Sections and fields with which a run may be continued differently; all others make another run."""
+SETTLED = ("engine.precision", "engine.micro_batch")
+"""Fields whose `auto` is settled when a run begins, and then kept."""

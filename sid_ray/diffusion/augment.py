@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sid_ray.diffusion.constants import constant
+
 LABELS = ("xflip", "yflip", "scale", "rotate_cos", "rotate_sin", "aniso_cos", "aniso_sin", "shift_x", "shift_y")
 """What the 9 conditioning values say, in EDM's order; all are 0 for an image left as it is. Scale, anisotropy and
 shifts are in standard deviations."""
@@ -110,7 +112,7 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
     n, channels, height, width = images.shape
     fine = resample(images, up=True)
     # The wavelet is not quite symmetric: the finer image lies a little off, and must be read and written there.
-    off = torch.tensor([LAG / width, LAG / height], device=images.device)
+    off = constant((LAG / width, LAG / height), torch.float32, images.device)
     linear = inverse[:, :, :2]
     inverse = torch.cat([linear, inverse[:, :, 2:] + linear @ off[:, None] - off[:, None]], dim=2)
     grid = F.affine_grid(inverse, [n, channels, 2 * height, 2 * width], align_corners=False)
@@ -120,7 +122,7 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
 
 def resample(images: Tensor, up: bool) -> Tensor:
     """Twice or half the resolution through the wavelet's low-pass filter; down undoes up, but for the edges."""
-    taps = torch.tensor(SYM6, device=images.device, dtype=images.dtype)
+    taps = constant(SYM6, images.dtype, images.device)
     for dim in (2, 3):
         images = _filter_up(images, taps, dim) if up else _filter_down(images, taps, dim)
     return images

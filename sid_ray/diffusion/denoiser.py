@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.diffusion.networks import NETWORKS
+from sid_ray.diffusion.networks.layers import UNetBlock
 
 
 class Denoiser(nn.Module):
@@ -33,6 +34,14 @@ class Denoiser(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = probability
+
+    def set_activation_checkpointing(self, on: bool) -> None:
+        """Whether backward passes compute the activations inside of blocks again. ValueError if there are no blocks."""
+        blocks = [module for module in self.modules() if isinstance(module, UNetBlock)]
+        if on and not blocks:
+            raise ValueError(f"{type(self).__name__} has no blocks whose activations could be computed again")
+        for block in blocks:
+            block.recompute = on
 
 
 class EDMDenoiser(Denoiser):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sid_ray.diffusion.constants import constant
 from sid_ray.diffusion.denoiser import Denoiser
 
 
@@ -35,7 +36,7 @@ def draw_classes(
     """
     if weights is None:
         return torch.randint(max(label_dim, 1), shape, generator=rng, device=device)
-    frequencies = torch.tensor(weights, dtype=torch.float64, device=device)
+    frequencies = constant(tuple(weights), torch.float64, device)
     return frequencies.multinomial(math.prod(shape), replacement=True, generator=rng).reshape(shape)
 
 

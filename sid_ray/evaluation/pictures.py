@@ -139,9 +139,11 @@ def draw(path: Path, width: float, height: float, paint: Callable[[Any], None]) 
 
 
 def plain_log(axis: Any) -> None:
-    """Few short numbers on a logarithmic axis of matplotlib's."""
+    """Few short numbers on a logarithmic axis of matplotlib's, on which something has been drawn."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.axes.autoscale_view()
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

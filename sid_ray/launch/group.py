@@ -14,7 +14,8 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig
 
-from sid_ray.training.outside import Outside
+from sid_ray.launch.ray_start import extend_import_path
+from sid_ray.training.outside import Job, Outside
 
 GIVE_UP_SECONDS = 10.0
 TERMINATED = threading.Event()
@@ -24,8 +25,10 @@ TERMINATED = threading.Event()
 class RayOutside(Outside):
     """A worker's surroundings under Ray Train: metrics go to Ray and to the bulletin, wishes to stop come back."""
 
-    def __init__(self, bulletin: Any):
-        self.bulletin = bulletin
+    def __init__(self, bulletin: Any, resources: dict[str, float] | None = None, import_path: list[str] | None = None):
+        """`resources`, `import_path`: what a job beside the training gets, and where it finds the user's code."""
+        self.bulletin, self.resources, self.import_path = bulletin, resources or {"CPU": 1.0}, import_path or []
+        self.jobs: dict[Any, str] = {}
         context = ray.train.get_context()
         self.rank, self.size = context.get_world_rank(), context.get_world_size()
 
@@ -60,6 +63,36 @@ class RayOutside(Outside):
             return True
         return self.first and bool(ray.get(self.bulletin.should_stop.remote()))
 
+    def begin(self, name: str, job: Job) -> None:
+        """Start it as a Ray task outside of the workers' own resources; it waits until there are others."""
+        task: Any = ray.remote(_run_job).options(
+            num_cpus=self.resources["CPU"],
+            num_gpus=self.resources.get("GPU", 0),
+            scheduling_strategy="DEFAULT",
+        )
+        # In a dictionary the job stays a reference: the user's code must be found before it is unpickled.
+        self.jobs[task.remote({"import_path": self.import_path, "job": ray.put(job)})] = name
+
+    def results(self) -> dict[str, float | None]:
+        """Of the tasks that have ended."""
+        if not self.jobs:
+            return {}
+        done, _ = ray.wait(list(self.jobs), num_returns=len(self.jobs), timeout=0)
+        return {self.jobs.pop(task): self._result(task) for task in done}
+
+    def _result(self, task: Any) -> float | None:
+        try:
+            return float(ray.get(task))
+        except ray.exceptions.RayError as error:
+            self.note(f"warning: an evaluation beside the training failed: {str(error).strip().splitlines()[-1]}")
+            return None
+
+    def forget(self) -> None:
+        """Cancel the tasks."""
+        for task in self.jobs:
+            ray.cancel(task, force=True)
+        self.jobs.clear()
+
     def all_give_up(self, error: Exception) -> bool:
         """Report what no restart can mend; returns whether all workers have met it, and none is left waiting."""
         deadline = time.monotonic() + GIVE_UP_SECONDS
@@ -74,6 +107,12 @@ class RayOutside(Outside):
         """Report how the run ended."""
         if self.first:
             ray.get(self.bulletin.end.remote(outcome))
+
+
+def _run_job(settings: dict[str, Any]) -> float:
+    """The task of a job beside the training."""
+    extend_import_path(settings["import_path"])
+    return float(ray.get(settings["job"])())
 
 
 class LossCallback(ray.train.UserCallback):

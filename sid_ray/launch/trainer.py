@@ -31,6 +31,10 @@ from sid_ray.training.run_directory import RunDirectory, absolute_paths, check_w
 
 START_SECONDS = 30
 """How long Ray waits for a worker group's place before it looks at the cluster again."""
+NO_ROOM = (
+    "evaluation.mode async, but there is no room for one more beside the workers: unless some comes, they measure "
+    "themselves, some evaluations later"
+)
 STARTS = 120
 """How often a group may fail to start: an hour of waiting for machines."""
 
@@ -125,7 +129,9 @@ def _launch(
     display.note(f"{count} worker(s) on {'GPU' if use_gpu else 'CPU'}; Ctrl-C stops with a checkpoint")
     growth = Growth(most, resources, config.cluster.resize_seconds)
     job = {"config": config.model_dump(), "owner": run.owner, "import_path": import_path()}
-    job["handed"] = ray.put(handed)
+    job |= {"handed": ray.put(handed), "resources": resources}
+    if config.evaluation.mode == "async" and not _room_beside(ray.cluster_resources(), workers[0], resources):
+        display.note(f"caution: {NO_ROOM}")
     failures = 0
     with stopping as stop:
         while True:
@@ -138,6 +144,11 @@ def _launch(
             if progress.nimg >= config.total_nimg or stop.asked:
                 return progress
             display.note(f"{reason}: the workers left with a checkpoint at {progress.nimg / 1000:g} kimg; going on")
+
+
+def _room_beside(there: dict[str, float], workers: int, per_worker: dict[str, float]) -> bool:
+    """Whether a cluster has resources for one more than so many workers."""
+    return all(there.get(name, 0.0) >= (workers + 1) * amount for name, amount in per_worker.items())
 
 
 def _beside_the_driver() -> Any:
@@ -194,7 +205,10 @@ def _worker(settings: dict[str, Any]) -> None:
     from sid_ray.launch.group import RayOutside
     from sid_ray.training.worker import run_worker
 
-    config, outside = parse_config(settings["config"]), RayOutside(settings["bulletin"])
+    config, outside = (
+        parse_config(settings["config"]),
+        RayOutside(settings["bulletin"], settings["resources"], settings["import_path"]),
+    )
     run = RunDirectory.of(config, settings["owner"])
     if not outside.join():
         return

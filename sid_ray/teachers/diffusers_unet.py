@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from sid_ray.diffusion.denoiser import Denoiser
+from sid_ray.diffusion.networks.layers import recomputed
 from sid_ray.errors import UserError
 
 DownBlock = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
@@ -152,6 +153,13 @@ class DiffusersDenoiser(Denoiser):
         for module in self.model.modules():
             if isinstance(module, ResnetBlock2D):
                 module.dropout.p = probability
+
+    def set_activation_checkpointing(self, on: bool) -> None:
+        """Whether backward passes compute the activations inside of blocks again."""
+        if on:
+            self.model.enable_gradient_checkpointing(recomputed)
+        else:
+            self.model.disable_gradient_checkpointing()
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from sid_ray.storage import digest
 from sid_ray.teachers.model_directory import ModelConfig
 from sid_ray.teachers.modules import Handed, check_trainable, config_of, fingerprint, handed_over
 from sid_ray.teachers.sources import find_source, load_denoiser, read_any_config
+from sid_ray.teachers.untrained import draw_untrained
 from sid_ray.teachers.user_code import HANDED, PYTHON
 
 Role = Literal["generator", "fake_score"]
@@ -30,6 +31,8 @@ class Start:
 
     def teacher(self) -> tuple[Denoiser, ModelConfig]:
         """The teacher in eval mode and its configuration."""
+        if self.untrained is not None:
+            return draw_untrained(self.untrained), self.untrained
         denoiser, model = self._load(self.teacher_path, "teacher.path", self.handed.teacher)
         return denoiser, self._with_licence(model)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.errors import UserError
 from sid_ray.teachers.model_directory import BUILTIN, ModelConfig, read_model_config, save_new_model
 from sid_ray.teachers.public import PUBLIC, public_teacher
@@ -34,11 +35,16 @@ def untrained_config(path: str, seed: int) -> ModelConfig:
     return architecture.model_copy(update=changes)
 
 
+def draw_untrained(config: ModelConfig) -> Denoiser:
+    """The network of such a teacher, in eval mode; its weights are a function of architecture and seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.provenance["seed"])
+        return config.build().eval()
+
+
 def write_untrained(out: Path, path: str, seed: int) -> None:
     """Write such a teacher as a model directory; the weights are a function of architecture and seed."""
     config = untrained_config(path, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        denoiser = config.build()
+    denoiser = draw_untrained(config)
     card = f"# {WARNING}\n\nArchitecture of `{config.provenance['source']}`, seed {seed}.\n"
     save_new_model(out, denoiser.state_dict(), config, card)

@@ -53,6 +53,11 @@ class Board:
         """Record scalars, named like `loss/generator`, at an image count."""
         self._record(nimg, {k: v if math.isfinite(v) else None for k, v in values.items()}, values)
 
+    def fid(self, nimg: int, values: dict[str, float]) -> None:
+        """Record an evaluation. One that was told before an interruption, and is measured again, is not told twice."""
+        if not any(row["nimg"] == nimg and "fid/generator" in row for row in split_at_rollbacks(self.rows)[0]):
+            self.scalars(nimg, values)
+
     def event(self, nimg: int, event: str, text: str) -> None:
         """Record in words what the guard noticed."""
         self._record(nimg, {f"guard/{event}": text}, {f"guard/{event}": text})

@@ -6,22 +6,21 @@
         progress.json                           the counters
         complete.json                           size and sha256 of all files; written last
 
-Each rank writes its share of the parameters; when all have, rank 0 writes the marker (`storage.depot`). Any number
-of workers and any ZeRO stage reads it.
+Each rank writes its share of the parameters, one at a time as they are gathered; when all have, rank 0 writes the
+marker (`storage.depot`). Any number of workers and any ZeRO stage reads it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sid_ray.errors import UserError
@@ -29,6 +28,7 @@ from sid_ray.storage.depot import Damaged, Depot, Written
 from sid_ray.training.distributed import World
 from sid_ray.training.engines import Networks, TrainedNetwork
 from sid_ray.training.progress import Progress
+from sid_ray.training.tensor_file import write_tensors
 
 FORMAT = 2
 ROLES = ("generator", "fake_score")
@@ -58,13 +58,13 @@ def save_checkpoint(
     return problem
 
 
-def clean_up(depot: Depot, keep: int, best_nimg: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and, if `best_nimg` is given, that at or before it.
+def clean_up(depot: Depot, keep: int, wanted: Iterable[int] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints, and those at or before each of the image counts `wanted`.
 
     Called by the first worker after a checkpoint was written; also removes damaged ones.
     """
     names = complete_names(depot)
-    kept = {*names[:keep], best_name(names, best_nimg)}
+    kept = {*names[:keep], *(best_name(names, nimg) for nimg in wanted)}
     for name in depot.names():
         if name not in kept:
             depot.remove(name)
@@ -189,8 +189,8 @@ def _write(
         if not all(_together(world, begin)):
             return None
         for role, network in (("generator", networks.generator), ("fake_score", networks.fake_score)):
-            share = _own_share(network, world)
-            written += _together(world, partial(put, f"{role}-{suffix}", partial(save_file, share)))
+            write = partial(_write_share, network, world)
+            written += _together(world, partial(put, f"{role}-{suffix}", write))
         _together(world, commit)
     except _Failed as failure:
         return str(failure)
@@ -209,7 +209,7 @@ def _together(world: World, action: Callable[[], T]) -> list[T]:
     problem = None
     try:
         result = action()
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         problem = str(error)
     outcomes = world.gather((result, problem))
     if problems := [p for _, p in outcomes if p is not None]:
@@ -217,9 +217,15 @@ def _together(world: World, action: Callable[[], T]) -> list[T]:
     return [cast(T, r) for r, _ in outcomes]
 
 
-def _own_share(network: TrainedNetwork, world: World) -> dict[str, Tensor]:
-    share: dict[str, Tensor] = {}
+def _write_share(network: TrainedNetwork, world: World, path: Path) -> None:
+    """Write this rank's share of the parameters, one after the other as they are gathered. Collective."""
+    own = list(network.shapes)[world.rank :: world.size]
+    shapes = {f"{name}/{key}": network.shapes[name] for name in own for key in network.keys}
+    write_tensors(path, shapes, _own_share(network, world))
+
+
+def _own_share(network: TrainedNetwork, world: World) -> Iterator[tuple[str, Tensor]]:
     for index, (name, tensors) in enumerate(network.gather()):
         if index % world.size == world.rank:
-            share |= {f"{name}/{key}": t.float().cpu().clone() for key, t in tensors.items()}
-    return share
+            for key, tensor in tensors.items():
+                yield f"{name}/{key}", tensor.float()

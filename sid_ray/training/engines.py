@@ -48,9 +48,9 @@ def _engine_config(config: Config, module: nn.Module, slots_per_rank: int, world
     numel = sum(p.numel() for p in module.parameters())
     bucket = min(LARGEST_BUCKET, -(-numel // 4096) * 4096)  # DeepSpeed wants it aligned
     return {
-        "train_micro_batch_size_per_gpu": config.engine.micro_batch,
+        "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": slots_per_rank,
-        "train_batch_size": config.engine.micro_batch * slots_per_rank * world_size,
+        "train_batch_size": config.micro_batch * slots_per_rank * world_size,
         "gradient_clipping": config.optimizer.gradient_clip or 0.0,
         "zero_optimization": {
             "stage": config.engine.zero_stage,
@@ -59,7 +59,7 @@ def _engine_config(config: Config, module: nn.Module, slots_per_rank: int, world
             "overlap_comm": torch.cuda.is_available(),
         },
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.engine.precision == "bf16", "check_grad_overflow": True},
+        "bf16": {"enabled": config.engine.bf16, "check_grad_overflow": True},
         # float32 from the first addition to the last, else the number of workers would change the result.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
@@ -69,6 +69,8 @@ def _engine_config(config: Config, module: nn.Module, slots_per_rank: int, world
 
 class TrainedNetwork:
     """A network that learns: its module, its sharded optimizer and, for the generator, its average.
+
+    `shapes`: full shapes of the parameters by name, in order; `keys`: what there is of each, `weight` first.
 
     Use `module` for every forward pass, `backward` with this rank's share of the loss, then `step`; the update
     happens at the last slot. Losses are summed over ranks and slots: divide by the global batch yourself.
@@ -80,6 +82,8 @@ class TrainedNetwork:
         self.world, self.slots_per_rank = world, slots_per_rank
         self.stage, self.has_ema = config.engine.zero_stage, ema
         weights = {name: p.detach().float().cpu().clone() for name, p in denoiser.named_parameters()}
+        self.shapes = {name: tuple(w.shape) for name, w in weights.items()}
+        self.keys = ("weight", *STATE_KEYS, "ema") if ema else ("weight", *STATE_KEYS)
         self.buffers = denoiser.state_dict().keys() - weights.keys()
         optimizer = AdamWithEMA(
             denoiser.parameters(),
@@ -98,6 +102,8 @@ class TrainedNetwork:
         )
         self.adam = optimizer
         self._create_optimizer_state(weights)
+        if config.engine.compile:
+            compile_in_place(self.module)
 
     @property
     def module(self) -> Denoiser:
@@ -150,7 +156,7 @@ class TrainedNetwork:
         """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        keys = (*STATE_KEYS, "ema") if self.has_ema else STATE_KEYS
+        keys = self.keys[1:]
         for name, p in self.module.named_parameters():
             if self.stage == 0:
                 yield name, {"weight": p.detach()} | {key: self.adam.state[p][key] for key in keys}
@@ -261,8 +267,10 @@ def build_networks(
 
     The given modules are taken over. `generator` and `fake_score` hold their initial float32 weights.
     """
-    dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if config.engine.bf16 else torch.float32
     plain = copy.deepcopy(generator).to(world.device).eval().requires_grad_(False)
+    for network in (teacher, generator, fake_score):
+        set_up_computing(network, config)
     teacher = teacher.to(world.device, dtype).eval().requires_grad_(False)
     teacher_engine = None
     if config.engine.zero_stage == 3 and any(True for _ in teacher.parameters()):
@@ -272,6 +280,8 @@ def build_networks(
         if config.method.dropout is not None:
             network.set_dropout(config.method.dropout)
         network.to(world.device, torch.float32).train().requires_grad_(True)
+    if config.engine.compile:
+        compile_in_place(teacher)
     return Networks(
         teacher=teacher if teacher_engine is None else teacher_engine.module,
         generator=TrainedNetwork(
@@ -281,6 +291,27 @@ def build_networks(
         plain=plain,
         teacher_engine=teacher_engine,
     )
+
+
+def set_up_computing(network: Denoiser, config: Config) -> None:
+    """The switches of `engine` that say how a network is computed, not what; before an engine takes it over."""
+    if config.engine.activation_checkpointing:
+        network.set_activation_checkpointing(True)
+    if config.engine.channels_last:
+        # The layout follows from the images; DeepSpeed could not even broadcast weights that are laid out so.
+        network.register_forward_pre_hook(_channels_last)
+
+
+def compile_in_place(network: nn.Module) -> None:
+    """torch.compile. Random numbers are drawn as without it, so that a rebuilt forward pass sees the same masks."""
+    # Three networks share their code, and each is called in several modes.
+    torch._dynamo.config.recompile_limit = 64
+    network.compile(dynamic=False, options={"fallback_random": True})
+
+
+def _channels_last(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    images, *rest = inputs
+    return images.contiguous(memory_format=torch.channels_last), *rest
 
 
 def _destroy(engine: Any) -> None:

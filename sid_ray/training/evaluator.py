@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import statistics
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sid_ray.config import TEACHER_REFERENCE, Config
@@ -24,6 +26,7 @@ from sid_ray.evaluation.fid import (
     heun_sampler,
     one_step_sampler,
 )
+from sid_ray.evaluation.parts import local_device
 from sid_ray.evaluation.statistics import FeatureStatistics, ReferenceStatistics, load_reference, save_reference
 from sid_ray.teachers.model_directory import ModelConfig, load_model, save_model
 from sid_ray.teachers.start import Start
@@ -36,6 +39,25 @@ REFERENCE_SEEDS = 1_000
 """How far the seed of a reference from the teacher's samples lies from `evaluation.seed`, beyond all confirmations."""
 POINTS = 1_000
 """Points of a picture."""
+
+
+@dataclass(frozen=True)
+class FidJob:
+    """The FID of one average, to be measured by any process: it carries all that is particular to the run."""
+
+    network: Denoiser
+    """With the average's weights, on the CPU."""
+    config: Config
+    reference: ReferenceStatistics
+
+    def __call__(self) -> float:
+        """Measure it on this process's device, as the workers of the run would."""
+        torch.set_num_threads(self.config.cluster.cpus_per_worker)
+        e, method, device = self.config.evaluation, self.config.method, local_device()
+        features = load_features(e.features, self.network.image_shape, e.detector).to(device)
+        network = self.network.to(device).eval()
+        sample = one_step_sampler(network, method.sigma_init, e.seed, device, method.class_weights)
+        return frechet_distance(generator_statistics(sample, e.num_images, features, e.batch), self.reference)
 
 
 class Evaluator:
@@ -63,6 +85,12 @@ class Evaluator:
         self.plain.load_state_dict(average, strict=True)
         seed, method = self.config.evaluation.seed if seed is None else seed, self.config.method
         return self._fid(one_step_sampler(self.plain, method.sigma_init, seed, self.world.device, method.class_weights))
+
+    def job(self, average: dict[str, Tensor]) -> FidJob:
+        """What `generator_fid` measures, for another process; no collective."""
+        network = copy.deepcopy(self.plain).cpu()
+        network.load_state_dict(average, strict=True)
+        return FidJob(network, self.config, self.reference)
 
     def generator(self, average: dict[str, Tensor]) -> OneStepGenerator:
         """The generator with these weights, to sample from."""

@@ -89,7 +89,7 @@ def _fit(config: Config, teacher: Denoiser, student: Denoiser, world: World, out
 def _loss(config: Config, teacher: Denoiser, student: Denoiser, samples: Tensor, labels: Tensor | None) -> Tensor:
     """One slot's loss, at the noise levels of both steps of the training: half of them the fake score's, half the
     generator's."""
-    n, device = config.engine.micro_batch, samples.device
+    n, device = config.micro_batch, samples.device
     chosen = torch.randint(len(samples), (n,), device=device)
     low = lognormal_sigma(torch.randn(n, device=device), config.method.p_mean, config.method.p_std)
     sigma = torch.where(

@@ -22,6 +22,7 @@ from sid_ray.training.board import Board
 from sid_ray.training.checkpoints import clean_up, save_checkpoint
 from sid_ray.training.distributed import World
 from sid_ray.training.engines import Networks
+from sid_ray.training.evaluations import Evaluations, Found
 from sid_ray.training.evaluator import POINTS, Evaluator
 from sid_ray.training.guard import Diverged, Notice, TrainingStopped, watch, watch_skips
 from sid_ray.training.outside import Outside
@@ -59,6 +60,7 @@ class Loop:
     networks: Networks
     iteration: Iteration
     evaluator: Evaluator
+    evaluations: Evaluations
     progress: Progress
     outside: Outside
     attempt: BestEffort
@@ -71,6 +73,8 @@ class Loop:
     """The best average while it is not in `generator/` yet."""
     failed_checkpoints: int = 0
     """Checkpoints in a row that could not be written."""
+    unreported: list[Found] = field(default_factory=list)
+    """Evaluations that no report has told of yet."""
 
     def train(self) -> bool:
         """Train until `run.total_kimg` or until asked to stop; returns whether the end was reached.
@@ -79,6 +83,7 @@ class Loop:
         """
         if self.progress.nimg == 0:
             self._measure_start()
+        self._take(self.evaluations.resume())
         total, tick, stop = self.config.total_nimg, Tick(), False
         stops = StopChecks(self.world, self.outside)
         while self.progress.nimg < total and not stop:
@@ -97,14 +102,17 @@ class Loop:
                     metrics = self._tick_metrics(tick)
             if sample:
                 average = self.networks.generator.average()
-                better = evaluate and self._evaluate(average)
+                if evaluate:
+                    better = self._take(self.evaluations.evaluate(average, now=last))
                 self._sample(average)
                 self.world.barrier()  # for the first worker's writing; in the next step its peers would be watched
             if report:
+                self._take(self.evaluations.arrived())
                 with self.watchdog.watching():
-                    self._report(metrics, self.progress.fid if evaluate else None)
+                    self._report(metrics)
                 tick = Tick()
-            best = better and self.config.run.keep_best
+            # Where an average may turn out to be the best after training has gone on, its checkpoint must be there.
+            best = self.config.run.keep_best and (better or (evaluate and self.evaluations.beside))
             if last or stop or best or crossed(self.config.run.checkpoint_every_kimg, before, after):
                 self._checkpoint(leaving=last or stop)
                 tick.started = time.monotonic()
@@ -161,16 +169,23 @@ class Loop:
             "speed/images_per_second": tick.images / seconds,
         }
 
-    def _report(self, metrics: dict[str, float], new_fid: float | None) -> None:
-        """Tell of a tick, and let the guard judge it; `new_fid` is the FID if this tick measured it."""
-        p = self.progress
-        p.guard, notices, scalars = watch(p.guard, p.nimg, metrics, new_fid, self.config.guard)
+    def _report(self, metrics: dict[str, float]) -> None:
+        """Tell of a tick and of the evaluations that have become known, and let the guard judge them."""
+        p, rules = self.progress, self.config.guard
+        notices, scalars = list[Notice](), dict[str, float]()
+        found, self.unreported = self.unreported, []
+        for evaluation in found:
+            p.guard, new, told = watch(p.guard, evaluation.nimg, {}, evaluation.fid, rules)
+            notices, scalars = notices + new, scalars | told
+        p.guard, new, told = watch(p.guard, p.nimg, metrics, None, rules)
+        notices, scalars = notices + new, scalars | told
         if self.world.is_first:
             self.attempt("the run's lease", self.run.check_owner)
             self.attempt("generator", self._save_best)
         if self.board and metrics:
             self.board.scalars(p.nimg, metrics | scalars | {"guard/rollbacks": float(p.rollbacks)})
-        self._tell_outside(metrics, new_fid)
+        for new_evaluation in (*found,) or (None,):
+            self._tell_outside(metrics, new_evaluation)
         self._heed(notices)
 
     def _heed(self, notices: list[Notice]) -> None:
@@ -184,7 +199,7 @@ class Loop:
         if divergence is not None and self.config.guard.policy != "warn":
             raise Diverged(divergence, p.nimg, p.rollbacks, None if p.best_fid is None else p.best_nimg)
 
-    def _tell_outside(self, metrics: dict[str, float], new_fid: float | None) -> None:
+    def _tell_outside(self, metrics: dict[str, float], new: Found | None) -> None:
         p, speed = self.progress, metrics.get("speed/images_per_second", 0.0)
         remaining = (self.config.total_nimg - p.nimg) / speed if speed else 0.0
         figures: dict[str, Any] = {
@@ -195,7 +210,8 @@ class Loop:
             "eta_seconds": remaining,
             "skipped": p.generator_skipped + p.fake_score_skipped,
             "fid": p.fid,
-            "new_fid": new_fid,
+            "new_fid": None if new is None else new.fid,
+            "new_fid_nimg": None if new is None else new.nimg,
             "best_fid": p.best_fid,
             "initial_fid": p.initial_fid,
             "teacher_fid": p.teacher_fid,
@@ -207,24 +223,30 @@ class Loop:
         if self.config.evaluation.num_images and self.config.evaluation.teacher_steps:
             self.progress.teacher_fid = self.evaluator.teacher_fid()
         average = self.networks.generator.average()
-        self._evaluate(average)
+        self._take(self.evaluations.evaluate(average, now=True))
         self.progress.initial_fid = self.progress.fid
         self._sample(average)
-        self._report({}, self.progress.fid)
+        self._report({})
 
-    def _evaluate(self, average: dict[str, Tensor]) -> bool:
-        """Measure the average and keep it if it is the best, else False; without FID, keep the latest."""
+    def _take(self, found: list[Found]) -> bool:
+        """Take note of evaluations, oldest first; returns whether one is the best so far."""
+        better = [self._take_one(evaluation) for evaluation in found]
+        self.unreported += found
+        return any(better)
+
+    def _take_one(self, found: Found) -> bool:
+        """Keep the average if it is the best, else False; without FID, keep the latest."""
         p, better = self.progress, False
-        p.fid = self.evaluator.generator_fid(average) if self.config.evaluation.num_images else None
+        p.fid = found.fid
         if p.fid is None or (math.isfinite(p.fid) and (p.best_fid is None or p.fid < p.best_fid)):
             better = p.fid is not None
-            p.best_fid, p.best_nimg = p.fid, p.nimg
+            p.best_fid, p.best_nimg = p.fid, found.nimg
             if self.world.is_first:
-                self.best_to_save = BestToSave(average, p.model_copy())
+                self.best_to_save = BestToSave(found.average(), p.model_copy())
                 self.attempt("generator", self._save_best)
         if self.board and p.fid is not None:
             fids = {"fid/generator": p.fid, "fid/best": p.best_fid, "fid/teacher": p.teacher_fid}
-            self.board.scalars(p.nimg, {name: fid for name, fid in fids.items() if fid is not None})
+            self.board.fid(found.nimg, {name: fid for name, fid in fids.items() if fid is not None})
             self.board.fid_curve(p.teacher_fid)
         return better
 
@@ -252,8 +274,10 @@ class Loop:
         if problem is None:
             self.failed_checkpoints = 0
             if self.world.is_first:
-                best = p.best_nimg if run.keep_best and p.best_fid is not None else None
-                self.attempt("removing old checkpoints", lambda: clean_up(depot, run.keep_checkpoints, best))
+                best = [p.best_nimg] if p.best_nimg is not None and p.best_fid is not None else []
+                wanted = best + p.waiting_for_fid if run.keep_best else []
+                self.attempt("removing old checkpoints", lambda: clean_up(depot, run.keep_checkpoints, wanted))
+            self.evaluations.tidy()
             return
         self.failed_checkpoints += 1
         text = f"the checkpoint at {p.nimg / 1000:g} kimg could not be written: {problem}"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sid_ray.training.phases import phase
+
 
 class AdamWithEMA(torch.optim.Adam):
     """Adam whose state holds, beside its moments, an exponential moving average `ema` of the parameters.
@@ -50,10 +52,12 @@ class AdamWithEMA(torch.optim.Adam):
                 return None
             if self.clip is not None and self._global_grad_norm > self.clip:
                 torch._foreach_mul_(gradients, self.clip / (self._global_grad_norm + 1e-6))
-        result = super().step(closure)
-        for group in self.param_groups:
-            if group["ema_beta"] is not None:
-                self._update_average(group["params"], group["ema_beta"])
+        with phase("Adam"):
+            result = super().step(closure)
+        with phase("EMA"):
+            for group in self.param_groups:
+                if group["ema_beta"] is not None:
+                    self._update_average(group["params"], group["ema_beta"])
         return result
 
     def _update_average(self, params: list[Tensor], beta: float) -> None:

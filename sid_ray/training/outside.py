@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from typing import Any, Protocol
+
+Job = Callable[[], float]
+"""Picklable, and imports what it needs."""
 
 
 class Outside(Protocol):
@@ -22,12 +28,29 @@ class Outside(Protocol):
         """Whether to write a checkpoint and leave; asked on every rank at once, every few seconds."""
         ...
 
+    def begin(self, name: str, job: Job) -> None:
+        """Start a job beside the training, in a process that has other resources; called on the first worker only."""
+        ...
+
+    def results(self) -> dict[str, float | None]:
+        """What has come of jobs since this was last asked, by name; None for one that failed. First worker only."""
+        ...
+
+    def forget(self) -> None:
+        """Give up the jobs that are under way; nothing of them will be asked. First worker only."""
+        ...
+
 
 class PlainOutside:
-    """A process of its own, or one of torchrun's: prints lines, stops on SIGINT and SIGTERM."""
+    """A process of its own, or one of torchrun's: prints lines, stops on SIGINT and SIGTERM.
+
+    A job beside the training runs in one more process on this machine.
+    """
 
     def __init__(self, quiet: bool = False):
         self.quiet, self.stop = quiet, threading.Event()
+        self.jobs: dict[str, Future[float]] = {}
+        self.beside: ProcessPoolExecutor | None = None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: self.stop.set())
@@ -45,6 +68,32 @@ class PlainOutside:
     def should_stop(self) -> bool:
         """Whether a signal came."""
         return self.stop.is_set()
+
+    def begin(self, name: str, job: Job) -> None:
+        """Queue it for the process beside this one."""
+        if self.beside is None:
+            self.beside = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        try:
+            self.jobs[name] = self.beside.submit(job)
+        except BrokenExecutor as error:  # it was ended from outside, and with it all that was queued
+            self.jobs[name] = Future()
+            self.jobs[name].set_exception(error)
+
+    def results(self) -> dict[str, float | None]:
+        """Of the jobs that are done."""
+        done = {name: future for name, future in self.jobs.items() if future.done()}
+        for name, future in done.items():
+            del self.jobs[name]
+            if (error := future.exception()) is not None:
+                self.note(f"warning: a job beside the training failed: {error}")
+        return {name: None if future.exception() else future.result() for name, future in done.items()}
+
+    def forget(self) -> None:
+        """Cancel what has not begun; what has begun ends for nothing, and the process with it."""
+        self.jobs.clear()
+        if self.beside is not None:
+            self.beside.shutdown(wait=False, cancel_futures=True)
+            self.beside = None
 
 
 def progress_line(m: dict[str, Any]) -> str:

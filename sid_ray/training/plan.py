@@ -15,8 +15,9 @@ from sid_ray.teachers.public import public_teacher
 from sid_ray.teachers.sources import read_any_config
 from sid_ray.teachers.start import check_warm_start
 from sid_ray.teachers.untrained import WARNING
-from sid_ray.training.memory import NetworkSize, memory_per_worker, network_size
-from sid_ray.training.planner import parse_machine, plan_lines
+from sid_ray.training.memory import memory_per_worker, on_gpus
+from sid_ray.training.planner import NetworkSize, parse_machine, plan_lines
+from sid_ray.training.rehearsal import bytes_per_image
 from sid_ray.training.run_directory import (
     RunDirectory,
     check_measure,
@@ -38,7 +39,8 @@ def describe_run(config: Config) -> list[tuple[str, str]]:
         check_method(config, teacher.skeleton())
         lines += _warm_starts(config, teacher) + _cost(config, teacher)
     run = RunDirectory.of(config)
-    slots = f"{config.num_slots} micro-batches of {config.engine.micro_batch}"
+    fixed = config.engine.micro_batch != "auto"
+    slots = f"{config.num_slots} micro-batches of {config.micro_batch}" if fixed else "micro-batches as large as fit"
     lines += [
         ("run directory", run.address(run.path)),
         ("iterations", f"{-(-config.total_nimg // config.batch.size):,} of {config.batch.size} images, {slots}"),
@@ -56,10 +58,11 @@ def describe_machine(config: Config, machine: str, price: float | None, utilisat
     teacher, _ = _teacher(config)
     if teacher is None:
         raise UserError(f"--plan: the architecture of {config.teacher.path} is not known before it is fetched")
+    config = on_gpus(config)
     with torch.device("meta"):
         denoiser = teacher.build().eval()
-        flops, size = network_cost(denoiser)[1], network_size(denoiser, config)
-    return ["", *plan_lines(config, size, flops, gpus, price, utilisation)]
+        size = NetworkSize(*network_cost(denoiser), bytes_per_image(config, denoiser))
+    return ["", *plan_lines(config, size, gpus, price, utilisation)]
 
 
 def _teacher(config: Config) -> tuple[ModelConfig | None, list[tuple[str, str]]]:
@@ -115,23 +118,21 @@ def _where(path: str) -> str:
 
 def _cost(config: Config, teacher: ModelConfig) -> list[tuple[str, str]]:
     with torch.device("meta"):
-        denoiser = teacher.build().eval()
-        parameters, flops = network_cost(denoiser)
-        size = network_size(denoiser, config)
-    per_image = config.method.forwards * flops
+        parameters, flops = network_cost(teacher.build().eval())
+    per_image = config.forwards * flops
     workers = sorted(set(config.cluster.worker_range or (1, 8)))
     return [
         ("network", f"{parameters:,} parameters, {flops / GIGA:.4g} GFLOP per forward pass of an image"),
         (
             "cost",
-            f"{config.method.forwards} forward passes for each image, {per_image / GIGA:,.4g} GFLOP; "
+            f"{config.forwards} forward passes for each image, {per_image / GIGA:,.4g} GFLOP; "
             f"{per_image * config.total_nimg / 1e15:,.0f} PFLOP in all",
         ),
-        *(("memory", f"{n} worker(s): {_memory(config, size, n)}") for n in workers),
+        *(("memory", f"{n} worker(s): {_memory(config, parameters, n)}") for n in workers),
     ]
 
 
-def _memory(config: Config, size: NetworkSize, workers: int) -> str:
-    parts = memory_per_worker(config, size, workers)
+def _memory(config: Config, parameters: int, workers: int) -> str:
+    parts = memory_per_worker(on_gpus(config), parameters, workers)
     shown = ", ".join(f"{name} {amount / GIGA:.3g}" for name, amount in parts.items())
-    return f"{sum(parts.values()) / GIGA:.3g} GB each ({shown})"
+    return f"{sum(parts.values()) / GIGA:.3g} GB each and activations ({shown})"

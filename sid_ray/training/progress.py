@@ -38,6 +38,8 @@ class Progress(BaseModel):
     """The lowest FID so far."""
     best_nimg: int | None = None
     """Where the lowest FID was measured."""
+    waiting_for_fid: list[int] = []
+    """Where averages were taken whose FID is not known yet (evaluation.mode async)."""
     confirmed_fids: list[float] = []
     """FIDs of the best generator with fresh latents, measured when the run had ended."""
     guard: GuardState = GuardState()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from sid_ray.config import TEACHER_REFERENCE, Config, differences, parse_config
+from sid_ray.config import TEACHER_REFERENCE, Config, differences, parse_config, settled_as
 from sid_ray.diffusion.augment import LABELS
 from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.errors import UserError
@@ -139,6 +139,11 @@ class RunDirectory:
         return self.path / "reference.npz"
 
     @property
+    def averages(self) -> Path:
+        """Averages that wait for their FID; see `training.evaluations`."""
+        return self.path / "averages"
+
+    @property
     def samples(self) -> Path:
         """Sample grids."""
         return self.path / "samples"
@@ -193,24 +198,39 @@ def check_measure(config: Config, image_shape: tuple[int, int, int]) -> None:
 
 
 def check_method(config: Config, network: Denoiser) -> None:
-    """UserError unless augmentation and class weights are possible with a network that takes what this one does."""
+    """UserError unless what the method and the engine ask of a network is possible with this one."""
     if config.method.augment > 0 and network.augment_dim != len(LABELS):
         raise UserError(
             f"method.augment: {config.method.augment} needs a network with {len(LABELS)} augmentation labels; this "
             f"one has {network.augment_dim}; allowed: 0"
         )
+    if config.engine.activation_checkpointing:
+        _check_checkpointing(network)
     weights, classes = config.method.class_weights, network.label_dim
     if weights is not None and len(weights) != classes:
         allowed = f"a list of {classes}" if classes else "none, for this teacher knows no classes"
         raise UserError(f"method.class_weights: {len(weights)} numbers do not fit the teacher; allowed: {allowed}")
 
 
+def _check_checkpointing(network: Denoiser) -> None:
+    field = "engine.activation_checkpointing: true"
+    if not isinstance(network, Denoiser):
+        raise UserError(f"{field} is only for networks that derive from sid_ray.Denoiser; allowed: false")
+    try:
+        network.set_activation_checkpointing(True)
+    except ValueError as error:
+        raise UserError(f"{field}: {error}; allowed: false") from error
+    network.set_activation_checkpointing(False)
+
+
 def check_workers(config: Config, workers: int) -> None:
-    """UserError if the configuration cannot be cut over this many workers."""
+    """UserError if the configuration cannot be cut over this many workers; nothing while its slots are not settled."""
+    if config.engine.micro_batch == "auto":
+        return
     if config.method.latents == "shared" and config.num_slots > workers:
         raise UserError(
             f"method.latents: 'shared' needs one micro-batch per worker, but batch.size {config.batch.size} makes "
-            f"{config.num_slots} of engine.micro_batch {config.engine.micro_batch} for {workers} worker(s)"
+            f"{config.num_slots} of engine.micro_batch {config.micro_batch} for {workers} worker(s)"
         )
 
 
@@ -219,6 +239,12 @@ def read_config(run: RunDirectory) -> Config | None:
     if not run.config_yaml.is_file():
         return None
     return parse_config(yaml.safe_load(run.config_yaml.read_text(encoding="utf-8")))
+
+
+def as_recorded(config: Config, run: RunDirectory) -> Config:
+    """The configuration with what the run has settled before where it says `auto`; itself for a new run."""
+    old = read_config(run)
+    return config if old is None else settled_as(config, old)
 
 
 def absolute_paths(config: Config) -> Config:
@@ -269,7 +295,7 @@ def open_run(config: Config, owner: str | None = None, handed: Handed = Handed()
         probe = run.path / f".write-test-{os.getpid()}"
         probe.write_text("")
         probe.unlink()
-        write_text(run.config_yaml, config.to_yaml())
+        write_text(run.config_yaml, as_recorded(config, run).to_yaml())
     had_its_own = run.teacher.is_dir()
     if config.teacher.random and not had_its_own:
         write_untrained(run.teacher, config.teacher.path, config.run.seed)
@@ -295,7 +321,7 @@ def _changes(config: Config, run: RunDirectory) -> list[str]:
     """Fields in which a run in this directory would be continued differently; UserError if it may not be."""
     old = read_config(run)
     if old is not None:
-        changed, refused = differences(old, config)
+        changed, refused = differences(old, settled_as(config, old))
         if refused:
             raise UserError(
                 f"run.name: {run.address(run.path)} holds a run of another configuration; these fields differ and may "

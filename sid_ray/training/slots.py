@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sid_ray.config import Config
 from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.diffusion.generator import draw_classes, one_hot
 from sid_ray.diffusion.noise import lognormal_sigma
@@ -99,6 +100,21 @@ class SeededDraws:
     device: torch.device
     class_weights: Sequence[float] | None = None
     """How often each class is drawn; None: all alike."""
+
+    @classmethod
+    def of(cls, config: Config, denoiser: Denoiser, rollbacks: int, device: torch.device) -> SeededDraws:
+        """The draws of a run."""
+        return cls(
+            denoiser=denoiser,
+            micro_batch=config.micro_batch,
+            seed=config.run.seed,
+            rollbacks=rollbacks,
+            p_mean=config.method.p_mean,
+            p_std=config.method.p_std,
+            tmax=config.method.tmax,
+            device=device,
+            class_weights=config.method.class_weights,
+        )
 
     def fake_score(self, nimg: int, slot: int) -> Draws:
         """Noise levels are log-normal (EDM)."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sid_ray.config import Config
 from sid_ray.diffusion.augment import augment
+from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.diffusion.generator import generate
 from sid_ray.methods.sid import Denoise, fake_score_loss, generator_gradient
-from sid_ray.training.engines import Networks
+from sid_ray.training.phases import phase
 from sid_ray.training.schedules import ema_beta, learning_rates
 from sid_ray.training.slots import Draws, DrawSource, Phase, Slot
 
@@ -25,21 +27,68 @@ class StepLosses(NamedTuple):
     generator: Tensor
 
 
+class Learner(Protocol):
+    """What a step asks of a network that learns; `engines.TrainedNetwork` says more."""
+
+    @property
+    def module(self) -> Denoiser:
+        """The network, to be called for every forward pass."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients."""
+        ...
+
+    def step(self) -> None:
+        """Advance by one slot."""
+        ...
+
+    def set_rates(self, lr: float, ema_beta: float | None = None) -> None:
+        """Rates of the next step."""
+        ...
+
+    def frozen(self) -> AbstractContextManager[Denoiser]:
+        """The module with parameters that take no gradient."""
+        ...
+
+
+class Trio(Protocol):
+    """The three networks of SiD; `engines.Networks`, or what stands in for it."""
+
+    @property
+    def teacher(self) -> nn.Module:
+        """Frozen."""
+        ...
+
+    @property
+    def generator(self) -> Learner:
+        """The one-step generator."""
+        ...
+
+    @property
+    def fake_score(self) -> Learner:
+        """The score of what the generator makes."""
+        ...
+
+
 @dataclass(frozen=True)
 class Iteration:
     """The work of one iteration, ready to run at any image count."""
 
     config: Config
-    networks: Networks
+    networks: Trio
     draws: DrawSource
     slots: list[Slot]
 
     def __call__(self, nimg: int) -> StepLosses:
         """Run the iteration that starts at `nimg` images."""
         self._set_rates(nimg)
-        shared = [self._shared_images(nimg, slot) for slot in self.slots] if self._shares_latents else None
-        fake_score = [self._fake_score_slot(nimg, i, shared) for i in range(len(self.slots))]
-        generator = [self._generator_slot(nimg, i, shared) for i in range(len(self.slots))]
+        with phase("generator step"):
+            shared = [self._shared_images(nimg, slot) for slot in self.slots] if self._shares_latents else None
+        with phase("fake-score step"):
+            fake_score = [self._fake_score_slot(nimg, i, shared) for i in range(len(self.slots))]
+        with phase("generator step"):
+            generator = [self._generator_slot(nimg, i, shared) for i in range(len(self.slots))]
         return StepLosses(torch.stack(fake_score).sum(), torch.stack(generator).sum())
 
     @property
@@ -55,7 +104,8 @@ class Iteration:
 
     def _shared_images(self, nimg: int, slot: Slot) -> tuple[Draws, Tensor]:
         """Latents, labels and images (with the generator's graph) that serve both steps."""
-        draw = self.draws.generator(nimg, slot.number)
+        with phase("data"):
+            draw = self.draws.generator(nimg, slot.number)
         return draw, self._images_with_graph(nimg, slot, draw)
 
     def _images_with_graph(self, nimg: int, slot: Slot, draw: Draws) -> Tensor:
@@ -65,7 +115,8 @@ class Iteration:
     def _fake_score_slot(self, nimg: int, i: int, shared: list[tuple[Draws, Tensor]] | None) -> Tensor:
         """The fake score learns to denoise what the generator makes now."""
         slot, fake_score, method = self.slots[i], self.networks.fake_score, self.config.method
-        draw = self.draws.fake_score(nimg, slot.number)
+        with phase("data"):
+            draw = self.draws.fake_score(nimg, slot.number)
         if shared is None:
             with torch.no_grad():
                 generator = self.networks.generator.module.eval()
@@ -75,8 +126,9 @@ class Iteration:
             images, labels = shared[i][1].detach(), shared[i][0].class_labels
         denoise: Denoise = _with_labels(fake_score.module.train(), labels)
         if method.augment > 0:
-            self.draws.reseed(nimg, Phase.AUGMENTATION, slot.number)
-            images, augment_labels = augment(images, method.augment)
+            with phase("data"):
+                self.draws.reseed(nimg, Phase.AUGMENTATION, slot.number)
+                images, augment_labels = augment(images, method.augment)
             denoise = partial(fake_score.module, class_labels=labels, augment_labels=augment_labels)
         self.draws.reseed(nimg, Phase.FAKE_SCORE_DROPOUT, slot.number)
         scale = method.loss_scale_fake_score * slot.weight / self.config.batch.size
@@ -91,10 +143,11 @@ class Iteration:
         if shared is not None:
             draw, images = shared[i]
         else:
-            draw = self.draws.generator(nimg, slot.number)
+            with phase("data"):
+                draw = self.draws.generator(nimg, slot.number)
             with torch.set_grad_enabled(method.memory != "minimal"):
                 images = self._images_with_graph(nimg, slot, draw)
-        with self.networks.fake_score.frozen() as fake_score:
+        with phase("score gradients"), self.networks.fake_score.frozen() as fake_score:
             field = generator_gradient(
                 images,
                 draw.sigma,

@@ -21,6 +21,7 @@ from sid_ray.training.board import Board
 from sid_ray.training.checkpoints import NamedState, check_names, read_network, read_progress, restore
 from sid_ray.training.distributed import World, join_world
 from sid_ray.training.engines import Networks, build_networks
+from sid_ray.training.evaluations import evaluations
 from sid_ray.training.evaluator import Evaluator
 from sid_ray.training.fit import fitted_student
 from sid_ray.training.guard import Diverged
@@ -29,6 +30,7 @@ from sid_ray.training.outside import Outside, PlainOutside
 from sid_ray.training.progress import Progress
 from sid_ray.training.rollback import discard_abandoned, refuse_to_go_on, roll_back, slowed
 from sid_ray.training.run_directory import RunDirectory, check_workers, claim, open_run, start_of
+from sid_ray.training.settling import settle
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
 from sid_ray.training.watchdog import Watchdog
@@ -46,6 +48,8 @@ def run_worker(config: Config, run: RunDirectory, outside: Outside, handed: Hand
     check_workers(config, world.size)
     run.pull()
     world.barrier()
+    config = settle(config, run, start_of(config, run, handed), world, outside)
+    check_workers(config, world.size)
     mirror = run.mirror(outside.note) if world.is_first else None
     with mirror or nullcontext():
         while True:
@@ -71,28 +75,20 @@ def _resume(
         return Progress()
     networks, progress = restored
     progress.rollbacks = len(rollbacks)
-    draws = SeededDraws(
-        denoiser=networks.plain,
-        micro_batch=config.engine.micro_batch,
-        seed=config.run.seed,
-        rollbacks=progress.rollbacks,
-        p_mean=config.method.p_mean,
-        p_std=config.method.p_std,
-        tmax=config.method.tmax,
-        device=world.device,
-        class_weights=config.method.class_weights,
-    )
+    draws = SeededDraws.of(config, networks.plain, progress.rollbacks, world.device)
     attempt = BestEffort(outside.note)
     board = Board(run, config, progress.nimg, attempt, rollbacks) if world.is_first else None
     watchdog = Watchdog(config.cluster.hang_timeout_seconds, run.error_log, f"worker {world.rank} of {world.size}")
     slower = slowed(config, progress.rollbacks)
+    evaluator = Evaluator(config, run, start, world, networks.plain)
     loop = Loop(
         config=slower,
         run=run,
         world=world,
         networks=networks,
         iteration=Iteration(slower, networks, draws, slots),
-        evaluator=Evaluator(config, run, start, world, networks.plain),
+        evaluator=evaluator,
+        evaluations=evaluations(config, run, world, evaluator, progress, outside, attempt),
         progress=progress,
         outside=outside,
         attempt=attempt,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Initialiser = Callable[[nn.Module], None]
 
@@ -183,12 +184,26 @@ def embed_labels(layer: nn.Linear, labels: Tensor | None, batch: int, scale: flo
     return layer(labels.to(weight.dtype) * scale)
 
 
+def recomputed(block: Callable[..., Tensor], *inputs: Tensor, draws: bool = True) -> Tensor:
+    """`block(*inputs)`, of which only the inputs are kept: the backward pass computes the rest again.
+
+    `draws`: whether the block draws random numbers (dropout), which are then the same again.
+    """
+    # At ZeRO-3 parameters have another shape when they are saved than when they are used: no check of shapes.
+    output = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=draws, determinism_check="none")
+    assert isinstance(output, Tensor)
+    return output
+
+
 class UNetBlock(nn.Module):
     """Residual block conditioned on an embedding, with optional resampling and self-attention.
 
     `adaptive_scale`: the embedding scales and shifts the normalised features (ADM); otherwise it is added
     before normalisation (Song). `resample_proj`: a resampling skip always has a 1x1 convolution (Song).
     """
+
+    recompute = False
+    """Whether the backward pass computes the activations again instead of keeping them."""
 
     def __init__(
         self,
@@ -234,11 +249,18 @@ class UNetBlock(nn.Module):
         n, c, h, w = x.shape
         qkv = self.qkv(self.norm2(x)).reshape(n, self.heads, c // self.heads, 3, h * w)
         q, k, v = (part.transpose(-1, -2) for part in qkv.unbind(3))  # (n, heads, h*w, c/heads)
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(attended.transpose(-1, -2).reshape(n, c, h, w))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(n, c, h, w)
+        if x.is_contiguous(memory_format=torch.channels_last):
+            attended = attended.contiguous(memory_format=torch.channels_last)
+        return self.proj(attended)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Features (N, in_channels, H, W) and embedding (N, emb_channels) -> (N, out_channels, H', W')."""
+        if self.recompute and torch.is_grad_enabled():
+            return recomputed(self._compute, x, emb, draws=self.training)
+        return self._compute(x, emb)
+
+    def _compute(self, x: Tensor, emb: Tensor) -> Tensor:
         residual = x if self.skip is None else self.skip(x)
         x = self.conv0(F.silu(self.norm0(x)))
         modulation = self.affine(emb)[:, :, None, None]

@@ -72,25 +72,28 @@ class Proposer(Unpickled, Searcher):
 
 
 class Follower(Unpickled, Stopper, Callback):
-    """Writes the journal, and stops trials by the rules of the space.
+    """Writes the journal, and gives trials up by the rules of the space.
 
-    Tune asks it as a `Stopper` about each evaluation, and tells it as a `Callback` of starts and ends.
+    Tune asks it as a `Stopper` about each evaluation, and tells it as a `Callback` of starts and ends. Tune itself is
+    never told to stop a trial: it would kill the trial's process, whose workers' place in the cluster is then freed
+    by a helper of Ray's that needs a dashboard. `leave` asks the trial, which writes a checkpoint and ends by itself.
     """
 
-    def __init__(self, space: Space, base: Config, journal: Journal, show: Show):
-        self.space, self.journal, self.show = space, journal, show
+    def __init__(self, space: Space, base: Config, journal: Journal, show: Show, leave: Callable[[str], None]):
+        self.space, self.journal, self.show, self.leave = space, journal, show, leave
         self.budget = round(1000 * space.budget_kimg)
         self.divergence = DivergenceStopper(base.guard)
         self.power_law = PowerLawStopper(self.budget, space.grace_nimg)
         self.started: dict[str, float] = {}
-        self.stopping = False
         for record in journal.records.values():
             for nimg, fid in record.curve:
                 self._judge(record.name, nimg, fid)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take an evaluation (or the end) of a trial; whether to stop it."""
+        """Take an evaluation (or the end) of a trial."""
         record = self._timed(result["config"]["name"])
+        if record.ended:  # it is on its way out
+            return False
         if "failed" in result:
             self._put(record.model_copy(update={"state": "failed", "reason": result["failed"]}))
             return False
@@ -104,8 +107,17 @@ class Follower(Unpickled, Stopper, Callback):
         if verdict is not None and nimg < self.budget:
             state, reason = verdict
             record = record.model_copy(update={"state": state, "reason": reason})
+            self.leave(record.name)
         self._put(record)
-        return record.ended
+        return False
+
+    def give_up(self, name: str) -> None:
+        """Tune's scheduler would stop this trial."""
+        record = self.journal.records[name]
+        if not record.ended:
+            reason = f"lagged behind the others ({self.space.scheduler})"
+            self.leave(name)
+            self._put(record.model_copy(update={"state": "behind", "reason": reason}))
 
     def stop_all(self) -> bool:
         """Trials leave by themselves when the sweep is to stop."""
@@ -116,12 +128,8 @@ class Follower(Unpickled, Stopper, Callback):
         self.started[trial.config["name"]] = time.monotonic()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It ended: by itself, by `__call__`, or because Tune's scheduler gave it up."""
-        record = self._timed(trial.config["name"])
-        if record.state == "running" and not self.stopping:
-            reason = f"lagged behind the others ({self.space.scheduler})"
-            record = record.model_copy(update={"state": "behind", "reason": reason})
-        self._put(record)
+        """It has left: finished, given up, or because the sweep is to stop."""
+        self._put(self._timed(trial.config["name"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It failed; the sweep goes on."""

@@ -70,6 +70,10 @@ class TrialRecord(BaseModel):
         """The latest FID; nan if there is none."""
         return self.curve[-1][1] if self.curve else math.nan
 
+    def fid_at(self, nimg: int) -> float:
+        """The last FID measured by then; nan if there is none."""
+        return next((fid for n, fid in reversed(self.curve) if n <= nimg), math.nan)
+
     @property
     def ended(self) -> bool:
         """Whether it needs no more work."""

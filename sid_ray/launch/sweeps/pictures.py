@@ -56,10 +56,10 @@ def plot_fields(path: Path, space: Space, records: Sequence[TrialRecord]) -> Non
                 if len(space.searched) == 1:
                     axes.plot([x for x, _ in spots], [y for _, y in spots], "-", color="grey", zorder=0)
             axes.set(xlabel=name, yscale="log")
-            plain_log(axes.yaxis)
             _scale(axes, "x", space.searched[name])
             axes.grid(True, which="both", alpha=0.3)
         axes_row[0].set_ylabel("best FID")
+        plain_log(axes_row[0].yaxis)
         _legend(axes_row[-1], records)
 
     draw(path, 1 + 3.6 * len(space.searched), 4, paint)
@@ -95,16 +95,17 @@ def plot_compute(path: Path, space: Space, records: Sequence[TrialRecord]) -> No
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
-        for row, state in enumerate(OUTCOMES):
+        present = [state for state in OUTCOMES if any(r.state == state for r in records)]
+        for row, state in enumerate(present):
             of_it = [r for r in records if r.state == state]
             used = sum(r.nimg for r in of_it) / 1000
             saved = len(of_it) * space.budget_kimg - used if state in ("behind", "diverged") else 0.0
             axes.barh(row, used, color=OUTCOMES[state])
             axes.barh(row, saved, left=used, color=OUTCOMES[state], alpha=0.25, hatch="//")
             axes.text(used + saved, row, f"  {len(of_it)} runs, {used:.0f} kimg" + f", {saved:.0f} saved" * (saved > 0))
-        axes.set_yticks(range(len(OUTCOMES)), list(OUTCOMES))
+        axes.set_yticks(range(len(present)), present)
         axes.set(xlabel="thousands of images (hatched: not spent)")
-        axes.margins(x=0.35)
+        axes.margins(x=0.5)
         axes.invert_yaxis()
 
     draw(path, 7, 3, paint)

@@ -163,18 +163,25 @@ def compute_table(space: Space, records: Sequence[TrialRecord]) -> str:
 
 
 def correlations(space: Space, records: Sequence[TrialRecord]) -> str:
-    """Rank correlation of each numeric field with the best FID, over all runs that have one."""
+    """Rank correlation of each numeric field with FID, where all runs that did not diverge had been measured."""
     from scipy.stats import spearmanr
 
-    measured = [r for r in records if math.isfinite(r.best_fid)]
+    alive = [r for r in records if math.isfinite(r.best_fid) and r.state != "diverged"]
+    if not alive:
+        return ""
+    reached = min(r.nimg for r in alive)
+    fids = [r.fid_at(reached) for r in alive]
     lines = []
     for name, range_ in space.searched.items():
         numeric = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in range_.ends)
-        values = [r.values[name] for r in measured]
+        values = [r.values[name] for r in alive]
         if numeric and len(set(values)) > 2:
-            rank = float(spearmanr(values, [r.best_fid for r in measured]).statistic)
-            lines.append(f"- `{name}`: rank correlation with FID {rank:+.2f} (n={len(values)})")
-    explained = "Positive: larger values, worse FID. A field with an optimum inside its range shows near 0 here."
+            rank = float(spearmanr(values, fids).statistic)
+            lines.append(f"- `{name}`: rank correlation {rank:+.2f} (n={len(values)})")
+    explained = (
+        f"With the FID at {reached / 1000:g} kimg, which all runs but the diverged ones have reached. Positive: larger "
+        "values, worse FID. A field whose best value lies inside its range shows near 0 here."
+    )
     return "\n".join([*lines, "", explained]) if lines else ""
 
 

@@ -81,7 +81,7 @@ def _run(plan: SweepPlan, journal: Journal, display: SweepDisplay, lost: list[st
 
     wishes = ray.remote(Wishes).options(num_cpus=0, resources={HEAD: 0.001}).remote()
     proposer = Proposer(plan.space, journal, lambda unit, values: plan.config(unit, values, shared), display.show)
-    follower = Follower(plan.space, plan.base, journal, display.show)
+    follower = Follower(plan.space, plan.base, journal, display.show, wishes.stop.remote)
     tuner = build_tuner(plan, proposer, follower, wishes, at_once, len(left))
     errors: list[BaseException] = []
 
@@ -98,8 +98,8 @@ def _run(plan: SweepPlan, journal: Journal, display: SweepDisplay, lost: list[st
             thread.join(POLL_SECONDS)
             display.refresh()
             if (stop.asked or lost) and not proposer.stopping:
-                proposer.stopping = follower.stopping = True
-                ray.get(wishes.stop.remote())
+                proposer.stopping = True
+                ray.get(wishes.stop_all.remote())
     if lost:
         raise DistillationFailed(f"{plan.directory.address}: {lost[0]}; this process has stopped")
     if errors:

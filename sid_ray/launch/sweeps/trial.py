@@ -18,33 +18,37 @@ ASK_SECONDS = 1.0
 
 
 class Wishes:
-    """A small Ray actor: whether the sweep is to stop."""
+    """A small Ray actor: which trials are to stop."""
 
     def __init__(self) -> None:
-        self.stopping = False
+        self.all, self.names = False, set[str]()
 
-    def stop(self) -> None:
+    def stop_all(self) -> None:
         """All trials are to write a checkpoint and leave."""
-        self.stopping = True
+        self.all = True
 
-    def asked(self) -> bool:
-        """Whether they are."""
-        return self.stopping
+    def stop(self, name: str) -> None:
+        """One of them is."""
+        self.names.add(name)
+
+    def asked(self, name: str) -> bool:
+        """Whether this one is."""
+        return self.all or name in self.names
 
 
 class AskWishes(Stop):
     """A trial's side of `Wishes`, a context manager as `StopSignals` is."""
 
-    def __init__(self, wishes: Any):
-        self.wishes, self.known, self.next_time = wishes, False, 0.0
+    def __init__(self, wishes: Any, name: str):
+        self.wishes, self.name, self.known, self.next_time = wishes, name, False, 0.0
 
     @property
     def asked(self) -> bool:
-        """Whether the sweep is to stop, as of a second ago."""
+        """Whether the trial is to stop, as of a second ago."""
         import ray
 
         if not self.known and time.monotonic() >= self.next_time:
-            self.known = bool(ray.get(self.wishes.asked.remote()))
+            self.known = bool(ray.get(self.wishes.asked.remote(self.name)))
             self.next_time = time.monotonic() + ASK_SECONDS
         return self.known
 
@@ -56,7 +60,7 @@ class AskWishes(Stop):
 
 
 class TuneViewer:
-    """Passes each new FID on to Ray Tune, which may then end this process."""
+    """Passes each new FID on to Ray Tune."""
 
     def note(self, text: str) -> None:
         """Nobody reads it."""
@@ -66,7 +70,7 @@ class TuneViewer:
         import ray.tune
 
         if report["new_fid"] is not None:
-            ray.tune.report({"nimg": report["nimg"], "fid": float(report["new_fid"])})
+            ray.tune.report({"nimg": report["new_fid_nimg"], "fid": float(report["new_fid"])})
 
     def close(self) -> None:
         """Nothing follows."""
@@ -83,7 +87,9 @@ def run_trial(settings: dict[str, Any], job: dict[str, Any]) -> None:
     if job["ray_address"] is not None:
         os.environ["RAY_ADDRESS"] = job["ray_address"]  # as on the driver: it tells a cluster that may grow
     try:
-        result = run_job(parse_config(settings["config"]), Handed(), TuneViewer(), AskWishes(job["wishes"]))
+        result = run_job(
+            parse_config(settings["config"]), Handed(), TuneViewer(), AskWishes(job["wishes"], settings["name"])
+        )
     except (UserError, TrainingStopped, DistillationFailed, Taken) as error:
         ray.tune.report({"nimg": 0, "fid": math.nan, "failed": str(error)})
         return

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from sid_ray.errors import UserError
@@ -31,7 +32,7 @@ def build_tuner(plan: SweepPlan, proposer: Any, follower: Any, wishes: Any, at_o
         tune.with_resources(trainable, tune.PlacementGroupFactory([{HEAD: 0.001}])),
         tune_config=tune.TuneConfig(
             search_alg=proposer,
-            scheduler=_scheduler(plan.space),
+            scheduler=_scheduler(plan.space, follower.give_up),
             num_samples=most,
             max_concurrent_trials=at_once,
             trial_name_creator=_trial_name,
@@ -54,19 +55,18 @@ def _trial_name(trial: Any) -> str:
     return str(trial.config["name"])
 
 
-def _scheduler(space: Space) -> Any:
+def _scheduler(space: Space, give_up: Callable[[str], None]) -> Any:
     """Tune's scheduler, which compares trials at equal numbers of images; None is first in, first out."""
-    from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
+    from sid_ray.launch.sweeps.schedulers import GentleAsha, GentleMedian
 
-    budget = 1000 * space.budget_kimg
     grace = max(1, round(space.grace_nimg))
     compare: dict[str, Any] = {"time_attr": "nimg", "metric": "fid", "mode": "min", "grace_period": grace}
     match space.scheduler:
         case "asha":
-            # Beyond the budget: at it, Tune would end a trial before its last measurements.
-            return AsyncHyperBandScheduler(**compare, max_t=round(2 * budget), reduction_factor=3)
+            # Beyond the budget: at it, a trial would be ended before its last measurements.
+            return GentleAsha(give_up, **compare, max_t=round(2000 * space.budget_kimg), reduction_factor=3)
         case "median":
-            return MedianStoppingRule(**compare, min_samples_required=3, hard_stop=True)
+            return GentleMedian(give_up, **compare, min_samples_required=3)
         case "none":
             return None
 

@@ -1,6 +1,7 @@
 """What a sweep makes of the results that Ray Tune hands it: states, reasons, and what a resumed one remembers."""
 
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from sid_ray.errors import UserError
 from sid_ray.launch.sweeps.follower import Follower, Proposer
 from sid_ray.launch.sweeps.journal import Journal, SweepDirectory
 from sid_ray.launch.sweeps.space import Space
+from sid_ray.launch.sweeps.tuning import _scheduler
 
 SPACE = Space.model_validate(
     {"preset": "digits", "budget_kimg": 12.8, "trials": 4, "fields": {"method.alpha": {"uniform": [0.5, 1.5]}}}
@@ -25,7 +27,8 @@ class Tune:
         self.shown = []
         base = load_config("digits")
         self.proposer = Proposer(space, self.journal, lambda unit, values: base, self.shown.append)
-        self.follower = Follower(space, base, self.journal, self.shown.append)
+        self.asked_to_leave = []
+        self.follower = Follower(space, base, self.journal, self.shown.append, self.asked_to_leave.append)
 
     def start(self, trial_id):
         config = self.proposer.suggest(trial_id)
@@ -63,10 +66,16 @@ def test_divergence_and_hopelessness_are_told_apart_and_remembered(tune, tmp_pat
     good, bad, slow = tune.start("a"), tune.start("b"), tune.start("c")
     for n in EVALUATIONS:
         tune.report(good, n, 50 * (n / 400) ** -0.7)
-    assert tune.report(bad, 400, 90.0) is False and tune.report(bad, 800, math.nan) is True
+    assert not tune.report(bad, 400, 90.0) and not tune.report(bad, 800, math.nan)
+    assert tune.asked_to_leave == ["t001"]
+    tune.report(bad, 1000, 3.0)  # on its way out
+    tune.report(bad, 1000, 3.0, finished=False, fresh_fids=[])
     tune.complete(bad)
-    stopped = [n for n in EVALUATIONS if tune.report(slow, n, 80 * (n / 400) ** -0.05)]
-    assert stopped and stopped[0] < 12_800 and "power law" in tune.journal.records["t002"].reason
+    assert len(tune.journal.records["t001"].curve) == 2
+    for n in EVALUATIONS:
+        tune.report(slow, n, 80 * (n / 400) ** -0.05)
+    assert tune.asked_to_leave == ["t001", "t002"] and tune.journal.records["t002"].nimg < 12_800
+    assert "power law" in tune.journal.records["t002"].reason
     assert tune.state("t001") == "diverged" and tune.state("t002") == "behind"
 
     resumed = Tune(tmp_path)
@@ -100,18 +109,37 @@ def test_impossible_values_are_recorded_and_passed_over(tmp_path):
 def test_a_stop_leaves_trials_running_and_starts_none(tune):
     config = tune.start("a")
     tune.report(config, 400, 40.0)
-    tune.proposer.stopping = tune.follower.stopping = True
+    tune.proposer.stopping = True
     tune.report(config, 600, 40.0, finished=False, fresh_fids=[])
     tune.complete(config)
     assert tune.state("t000") == "running" and tune.start("b") is None
 
 
-def test_what_tunes_scheduler_ends_is_behind(tmp_path):
-    tune = Tune(tmp_path, SPACE.model_copy(update={"scheduler": "asha"}))
-    config = tune.start("a")
-    tune.report(config, 400, 40.0)
-    tune.complete(config)
-    assert tune.state("t000") == "behind" and "asha" in tune.journal.records["t000"].reason
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_tunes_schedulers_give_up_gently(scheduler, tmp_path):
+    tune = Tune(tmp_path, SPACE.model_copy(update={"scheduler": scheduler, "power_law": False}))
+    rule = _scheduler(tune.follower.space, tune.follower.give_up)
+    controller = SimpleNamespace(get_live_trials=list)
+    trials = [Trial(trial_id=str(i), status="RUNNING", config=tune.start(str(i))) for i in range(4)]
+    for trial in trials:
+        rule.on_trial_add(controller, trial)
+    for n in EVALUATIONS:
+        for i, trial in enumerate(trials):
+            fid = (10 + 20 * i) * (n / 400) ** -0.3
+            tune.report(trial.config, n, fid)
+            result = {"nimg": n, "fid": fid, "training_iteration": n, "time_total_s": n}
+            assert rule.on_trial_result(controller, trial, result) == "CONTINUE"
+    assert "t003" in tune.asked_to_leave and "t000" not in tune.asked_to_leave
+    assert tune.state("t003") == "behind" and scheduler in tune.journal.records["t003"].reason
+
+
+@dataclass(eq=False)
+class Trial:
+    """What the schedulers ask of one."""
+
+    trial_id: str
+    status: str
+    config: dict
 
 
 def test_pickles_of_them_are_empty(tune):

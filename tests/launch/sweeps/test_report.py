@@ -9,7 +9,7 @@ from sid_ray.config import load_config
 from sid_ray.launch.sweeps.journal import Journal, TrialRecord
 from sid_ray.launch.sweeps.pictures import map_fields, trial_means
 from sid_ray.launch.sweeps.plan import plan_sweep
-from sid_ray.launch.sweeps.report import best_run, compute_table, write_report
+from sid_ray.launch.sweeps.report import best_run, compute_table, correlations, write_report
 
 SPACE = """\
 preset: digits
@@ -79,6 +79,13 @@ def test_the_report_says_what_happened(written):
     assert "its power law cannot reach 4.5" in text and "a / died" in text and "rank correlation" in text
     for name in ("curves", "fields", "compute", "map"):
         assert f"]({name}.png)" in text and (written[0].directory.path / f"{name}.png").stat().st_size > 5000
+
+
+def test_correlations_compare_runs_at_equal_images(written):
+    text = correlations(written[0].space, RECORDS)
+    assert "With the FID at 5 kimg" in text  # where the one that was left behind ended
+    # There, 20 for the four that finished and 70 for the one with the lowest rate.
+    assert "`optimizer.generator_lr`: rank correlation -0.75 (n=5)" in text
 
 
 def test_compute_is_counted_in_images(written):
