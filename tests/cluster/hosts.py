@@ -92,7 +92,7 @@ def host(number: int, scratch: Path, public_key: str, python: Path) -> Iterator[
     home, private = folder / "home", folder / "tmp-ray"
     for path in (home, private):
         path.mkdir(parents=True)
-    (home / ".bashrc").write_text("")
+    (home / ".bashrc").write_text("export RAY_raylet_start_wait_time_s=300\n")  # this machine may be busy
     (home / "sid-ray-env").symlink_to(python.parent.parent)
     (folder / "authorized_keys").write_text(public_key)
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "host_key"))

@@ -108,7 +108,8 @@ def test_the_command(monkeypatch, capsys, tmp_path):
             main()
         return end.value.code, capsys.readouterr()
 
-    code, told = run("distill", "cifar10-uncond", "--dry-run", "--plan", "8xH100-80GB", "--price-per-gpu-hour", "2")
+    digits = ["distill", "digits", "--engine.precision", "bf16"]
+    code, told = run(*digits, "--dry-run", "--plan", "8xH100-80GB", "--price-per-gpu-hour", "2")
     assert not code
     assert re.search(r"^# +ZeRO-1\*", told.out, re.MULTILINE) and "largest micro-batch" in told.out
     for part in (
