@@ -41,15 +41,14 @@ def test_the_step_without_engines_is_ours(tiny_teacher):
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_shards_are_as_large_as_the_formula_says_and_volumes_as_theory_says():
-    """Two ranks. Beside the formula there are DeepSpeed's buckets: at most some bytes a parameter of both networks."""
-    rows = on_ranks(2, [sharded("digits", 2, 1, stage, "fp32") for stage in (0, 1, 2, 3)])
-    for row in rows:
-        assert row["formula"] <= row["kept"] * 1.02, row
-    both = [2 * row["parameters"] * 4 for row in rows]
-    assert rows[0]["bytes"]["allreduce_"] == pytest.approx(both[0], rel=0.05)
-    sent = [row["sent"] for row in rows]
-    assert sent[1] == pytest.approx(sent[0], rel=0.6)
-    assert sent[3] > sent[2]
+    """Two ranks, float32. The formula is of the peak, and so somewhat above what is kept after a step."""
+    rows = {row["stage"]: row for row in on_ranks(2, [sharded("digits", 2, 1, stage, "fp32") for stage in range(4)])}
+    for row in rows.values():
+        assert 0 <= (row["formula"] - row["kept"]) / row["parameters"] <= 16, row
+    whole = 2 * 4 * rows[0]["parameters"]
+    assert rows[0]["bytes"]["allreduce_"] == pytest.approx(whole, rel=0.05)
+    assert rows[0]["sent"] == pytest.approx(whole, rel=0.05)  # there and back, half of it each
+    assert rows[3]["sent"] > rows[1]["sent"] >= 0.95 * whole
 
 
 @pytest.mark.slow
