@@ -10,9 +10,9 @@ help:
 	@echo "make test   set up and run the tests"
 	@echo "make test-all  the tests and the slow ones: every stage, precision and world size"
 	@echo "make test-faults  every fault at every ZeRO stage: lost workers, nodes, drivers, storage"
-	@echo "make bench  every measurement of docs/results/performance.md into ./bench (hours on two quiet cores)"
 	@echo "make test-cluster  a Ray cluster over SSH, in namespaces of this machine (root; openssh-server, rsync)"
 	@echo "make install-cluster  what ray up and ray job submit need, too"
+	@echo "make bench  every measurement of docs/results/performance.md into ./bench (hours on two quiet cores)"
 	@echo "make lint   ruff, types, import layers"
 	@echo "make format rewrite the code in the project's style"
 
@@ -43,6 +43,9 @@ test-all: install
 test-faults: install
 	$(BIN)/python -m pytest tests/faults -m "faults or not faults"
 
+test-cluster: install-cluster
+	$(BIN)/python -m pytest tests/cluster -m cluster -s
+
 # One folder of JSON; the tables come out on the terminal.
 bench: install
 	mkdir -p bench
@@ -55,9 +58,6 @@ bench: install
 		--json bench/loop-cifar10.json
 	$(BIN)/python -m benchmarks.overheads job --json bench/job.json
 	$(BIN)/python -m benchmarks.overheads start --json bench/start.json
-
-test-cluster: install-cluster
-	$(BIN)/python -m pytest tests/cluster -m cluster -s
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ from benchmarks.compare import FP32, configuration
 from benchmarks.published import Published
 from sid_ray.config import Config
 from sid_ray.diffusion.denoiser import Denoiser
-from sid_ray.training.memory import kept_per_worker
+from sid_ray.training.memory import memory_per_worker
 from sid_ray.training.rehearsal import META, LiveMemory, rehearse
 from sid_ray.training.run_directory import RunDirectory, start_of
 from sid_ray.training.slots import SeededDraws
@@ -51,7 +51,7 @@ def count(build: Callable[[Config], Iterate], config: Config) -> float:
     if build is build_published:
         return count_published(config, network)
     parameters = sum(p.numel() for p in network.parameters())
-    return kept_per_worker(config, parameters, 1) + rehearse(config, network)
+    return sum(memory_per_worker(config, parameters, 1).values()) + rehearse(config, network)
 
 
 def count_published(config: Config, network: Denoiser) -> float:

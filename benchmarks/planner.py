@@ -23,7 +23,8 @@ from sid_ray.config import Config, load_config
 from sid_ray.diffusion.denoiser import EDMDenoiser
 from sid_ray.training.distributed import World, join_world
 from sid_ray.training.engines import build_networks
-from sid_ray.training.memory import memory_per_worker, network_size
+from sid_ray.training.memory import memory_per_worker
+from sid_ray.training.rehearsal import bytes_per_image
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
 
@@ -73,8 +74,7 @@ def measure(size: str, combination: str, world: World) -> str:
             "method.memory": memory[0] if memory else "fast",
         },
     )
-    with torch.device("meta"):
-        parts = memory_per_worker(config, network_size(EDMDenoiser(**network), config), world.size, gpu=False)
+    parts = predict(config, network, world.size)
     give_back()
     before = resident("VmRSS")
     measured = max(world.gather(train(config, network, world) - before))
@@ -86,6 +86,16 @@ def measure(size: str, combination: str, world: World) -> str:
     )
 
 
+def predict(config: Config, network: dict[str, object], workers: int) -> dict[str, float]:
+    """Bytes of a worker by purpose, on CPUs."""
+    with torch.device("meta"):
+        denoiser = EDMDenoiser(**network)  # type: ignore[arg-type]
+        activations = config.micro_batch * bytes_per_image(config, denoiser)
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    kept = memory_per_worker(config, parameters, workers, activations=activations, gpu=False)
+    return kept | {"activations": activations}
+
+
 def train(config: Config, network: dict[str, object], world: World) -> int:
     """The most resident bytes of this rank during an iteration."""
     torch.manual_seed(0)
@@ -94,17 +104,7 @@ def train(config: Config, network: dict[str, object], world: World) -> int:
     slots = slots_of_rank(config.num_slots, world.rank, world.size)
     networks = build_networks(config, world, len(slots), teacher, generator, fake_score)
     del teacher, generator, fake_score
-    draws = SeededDraws(
-        denoiser=networks.plain,
-        micro_batch=config.engine.micro_batch,
-        seed=0,
-        rollbacks=0,
-        p_mean=config.method.p_mean,
-        p_std=config.method.p_std,
-        tmax=config.method.tmax,
-        device=world.device,
-        class_weights=None,
-    )
+    draws = SeededDraws.of(config, networks.plain, 0, world.device)
     iteration = Iteration(config, networks, draws, slots)
     give_back()
     world.barrier()

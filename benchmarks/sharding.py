@@ -33,7 +33,7 @@ def measure(config: Config, ranks: int) -> dict[str, Any]:
     """What this rank keeps and communicates; in a process group of so many."""
     from sid_ray.training.bench import one_worker
     from sid_ray.training.communication import Communication
-    from sid_ray.training.memory import kept_per_worker
+    from sid_ray.training.memory import memory_per_worker
     from sid_ray.training.rehearsal import LiveMemory
 
     with LiveMemory() as memory:
@@ -51,7 +51,7 @@ def measure(config: Config, ranks: int) -> dict[str, Any]:
         "precision": config.engine.precision,
         "parameters": parameters,
         "kept": kept,
-        "formula": kept_per_worker(config, parameters, ranks),
+        "formula": sum(memory_per_worker(config, parameters, ranks).values()),
         "calls": dict(communication.calls),
         "bytes": dict(communication.bytes),
         "sent": communication.sent(ranks),

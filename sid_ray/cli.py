@@ -279,35 +279,6 @@ def stats(
     print(f"{made.num} images, {len(made.mu)} features of {made.features}: reference statistics in {out}")
 
 
-@app.command(context_settings=OVERRIDES)
-def bench(
-    context: typer.Context,
-    preset: Annotated[str, typer.Argument(help="A preset (see `sid-ray presets`) or a YAML file.")],
-    repeat: Annotated[int, typer.Option(min=1, help="Iterations that are measured.")] = 5,
-    warm_up: Annotated[int, typer.Option(min=0, help="Iterations before them.")] = 2,
-    json: Annotated[Path | None, typer.Option(help="Also write the figures to this new file.")] = None,
-) -> None:
-    """Time and memory of one iteration on one worker, phase by phase; no Ray, and nothing is trained.
-
-    Every field of the configuration can be overridden, as in `distill`. What matters here: --batch.size and
-    --engine.micro_batch (a preset's whole batch takes minutes on a CPU), --engine.precision, --engine.zero_stage,
-    --engine.activation_checkpointing, --engine.channels_last, --engine.compile, --method.memory, --method.latents,
-    --cluster.cpus_per_worker (threads); --teacher.random true needs no file of the teacher.
-    """
-    from sid_ray.launch.measuring import check_new
-    from sid_ray.training.bench import bench as measure
-    from sid_ray.training.bench import describe
-
-    config = load_config(preset, parse_overrides(context.args))
-    check_new("--json", json)
-    report = measure(config, repeat, warm_up)
-    if report is None:
-        return
-    if json:
-        json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    print(describe(report))
-
-
 @app.command()
 def board(
     where: Annotated[
@@ -341,6 +312,35 @@ def doctor(
     config = None if preset is None else load_config(preset, parse_overrides(context.args))
     if examine(config, print):
         raise typer.Exit(1)
+
+
+@app.command(context_settings=OVERRIDES)
+def bench(
+    context: typer.Context,
+    preset: Annotated[str, typer.Argument(help="A preset (see `sid-ray presets`) or a YAML file.")],
+    repeat: Annotated[int, typer.Option(min=1, help="Iterations that are measured.")] = 5,
+    warm_up: Annotated[int, typer.Option(min=0, help="Iterations before them.")] = 2,
+    json: Annotated[Path | None, typer.Option(help="Also write the figures to this new file.")] = None,
+) -> None:
+    """Time and memory of one iteration on one worker, phase by phase; no Ray, and nothing is trained.
+
+    Every field of the configuration can be overridden, as in `distill`. What matters here: --batch.size and
+    --engine.micro_batch (a preset's whole batch takes minutes on a CPU), --engine.precision, --engine.zero_stage,
+    --engine.activation_checkpointing, --engine.channels_last, --engine.compile, --method.memory, --method.latents,
+    --cluster.cpus_per_worker (threads); --teacher.random true needs no file of the teacher.
+    """
+    from sid_ray.launch.measuring import check_new
+    from sid_ray.training.bench import bench as measure
+    from sid_ray.training.bench import describe
+
+    config = load_config(preset, parse_overrides(context.args))
+    check_new("--json", json)
+    report = measure(config, repeat, warm_up)
+    if report is None:
+        return
+    if json:
+        json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    print(describe(report))
 
 
 @teach_app.command("digits")

@@ -12,7 +12,7 @@ from sid_ray.cli import main
 from sid_ray.config import load_config, parse_config, preset_names
 from sid_ray.errors import UserError
 from sid_ray.teachers.public import PUBLIC, public_teacher
-from sid_ray.training.memory import NetworkSize, memory_per_worker
+from sid_ray.training.memory import memory_per_worker
 from sid_ray.training.plan import describe_run
 from tests.launching import SID_RAY
 
@@ -153,11 +153,11 @@ def test_dry_run_refuses_what_can_be_known_to_be_wrong(offline):
 def test_memory_per_worker_by_stage():
     def each(workers, **engine):
         c = load_config("cifar10-uncond", {f"engine.{k}": v for k, v in engine.items()})
-        return memory_per_worker(c, NetworkSize(1_000, 0, 0), workers)
+        return memory_per_worker(c, 1_000, workers)
 
     fp32 = each(4, precision="fp32", zero_stage=0)
     kept = {"weights": 12_000, "gradients": 4_000, "optimizer + EMA": 20_000, "evaluation": 4_000}
-    assert fp32 == kept | {"buffers": 0, "activations": 0}
+    assert fp32 == kept | {"buffers": 0}
     shares = [each(8, zero_stage=stage) for stage in (1, 2, 3)]
     assert [share.pop("buffers") for share in shares] == [8_000, 8_000, 8_000 + 6_000]
     assert [share.pop("gradients") for share in shares] == [10_000, 750, 1_500]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sid_ray.config import TEACHER_REFERENCE, Config, override
+from sid_ray.config import TEACHER_REFERENCE, Config
 from sid_ray.diffusion.flops import network_cost
 from sid_ray.errors import UserError
 from sid_ray.evaluation.features import load_features
@@ -15,8 +15,9 @@ from sid_ray.teachers.public import public_teacher
 from sid_ray.teachers.sources import read_any_config
 from sid_ray.teachers.start import check_warm_start
 from sid_ray.teachers.untrained import WARNING
-from sid_ray.training.memory import NetworkSize, kept_per_worker, memory_per_worker, network_size
-from sid_ray.training.planner import largest_micro_batch, parse_machine, plan_lines
+from sid_ray.training.memory import memory_per_worker, on_gpus
+from sid_ray.training.planner import NetworkSize, parse_machine, plan_lines
+from sid_ray.training.rehearsal import bytes_per_image
 from sid_ray.training.run_directory import (
     RunDirectory,
     check_measure,
@@ -57,14 +58,11 @@ def describe_machine(config: Config, machine: str, price: float | None, utilisat
     teacher, _ = _teacher(config)
     if teacher is None:
         raise UserError(f"--plan: the architecture of {config.teacher.path} is not known before it is fetched")
-    if config.engine.precision == "auto":  # what it is on these GPUs
-        config = override(config, {"engine.precision": "bf16" if config.engine.zero_stage else "fp32"})
+    config = on_gpus(config)
     with torch.device("meta"):
         denoiser = teacher.build().eval()
-        flops, size = network_cost(denoiser)[1], network_size(denoiser, config)
-    if config.engine.micro_batch == "auto":
-        config = override(config, {"engine.micro_batch": largest_micro_batch(config, size, gpus) or 1})
-    return ["", *plan_lines(config, size, flops, gpus, price, utilisation)]
+        size = NetworkSize(*network_cost(denoiser), bytes_per_image(config, denoiser))
+    return ["", *plan_lines(config, size, gpus, price, utilisation)]
 
 
 def _teacher(config: Config) -> tuple[ModelConfig | None, list[tuple[str, str]]]:
@@ -120,9 +118,7 @@ def _where(path: str) -> str:
 
 def _cost(config: Config, teacher: ModelConfig) -> list[tuple[str, str]]:
     with torch.device("meta"):
-        denoiser = teacher.build().eval()
-        parameters, flops = network_cost(denoiser)
-        size = network_size(denoiser, config)
+        parameters, flops = network_cost(teacher.build().eval())
     per_image = config.forwards * flops
     workers = sorted(set(config.cluster.worker_range or (1, 8)))
     return [
@@ -132,13 +128,11 @@ def _cost(config: Config, teacher: ModelConfig) -> list[tuple[str, str]]:
             f"{config.forwards} forward passes for each image, {per_image / GIGA:,.4g} GFLOP; "
             f"{per_image * config.total_nimg / 1e15:,.0f} PFLOP in all",
         ),
-        *(("memory", f"{n} worker(s): {_memory(config, size, n)}") for n in workers),
+        *(("memory", f"{n} worker(s): {_memory(config, parameters, n)}") for n in workers),
     ]
 
 
-def _memory(config: Config, size: NetworkSize, workers: int) -> str:
-    if config.engine.micro_batch == "auto":
-        return f"{kept_per_worker(config, size.parameters, workers) / GIGA:.3g} GB each, and activations as they fit"
-    parts = memory_per_worker(config, size, workers)
+def _memory(config: Config, parameters: int, workers: int) -> str:
+    parts = memory_per_worker(on_gpus(config), parameters, workers)
     shown = ", ".join(f"{name} {amount / GIGA:.3g}" for name, amount in parts.items())
-    return f"{sum(parts.values()) / GIGA:.3g} GB each ({shown})"
+    return f"{sum(parts.values()) / GIGA:.3g} GB each and activations ({shown})"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sid_ray.config import Config, override
 from sid_ray.errors import UserError
-from sid_ray.training.memory import NetworkSize, memory_per_worker
+from sid_ray.training.memory import memory_per_worker
 
 GB, TERA = 1e9, 1e12
 UTILISATION = 0.25
@@ -17,6 +17,16 @@ RESERVED_GB = 2.0
 """Of a GPU's memory, for the CUDA context, NCCL's buffers and cuDNN's workspaces."""
 USABLE = 0.95
 """Share of the rest that can be filled: allocators leave gaps."""
+
+
+class NetworkSize(NamedTuple):
+    """What memory and speed depend on, of the one architecture that all networks share."""
+
+    parameters: int
+    flops: int
+    """Additions and multiplications of one forward pass of an image."""
+    activations: float
+    """Bytes that each image of a micro-batch adds at the peak of an iteration, in the run's precision and modes."""
 
 
 class Speed(NamedTuple):
@@ -65,15 +75,20 @@ def parse_machine(text: str) -> Machine:
 
 
 def plan_lines(
-    config: Config, size: NetworkSize, flops: int, machine: Machine, price: float | None, utilisation: float
+    config: Config, size: NetworkSize, machine: Machine, price: float | None, utilisation: float
 ) -> list[str]:
     """What to tell: a table of memory by stage, then speed, time and money of the whole run.
 
-    `flops`: additions and multiplications of one forward pass of an image. `price`: of one GPU for one hour, in any
-    currency.
+    The precision is settled; a micro-batch that is `auto` becomes the largest that fits. `price`: of one GPU for one
+    hour, in any currency. UserError if not even one image fits.
     """
-    speed = machine.speed.bf16 if config.engine.precision == "bf16" else machine.speed.fp32
-    rate = images_per_second(config, flops, machine, utilisation)
+    if config.engine.micro_batch == "auto":
+        largest = largest_micro_batch(config, size, machine)
+        if largest is None:
+            raise UserError(f"--plan: not one image fits into {machine.memory_gb:g} GB at this configuration")
+        config = _with(config, micro_batch=largest)
+    speed = machine.speed.bf16 if config.engine.bf16 else machine.speed.fp32
+    rate = images_per_second(config, size.flops, machine, utilisation)
     hours = config.total_nimg / rate / 3600
     busy = _busy(config, machine.count)
     lines = [
@@ -91,7 +106,7 @@ def plan_lines(
 
 def images_per_second(config: Config, flops: int, machine: Machine, utilisation: float) -> float:
     """Images trained in a second, if each GPU reaches this share of its peak."""
-    peak = (machine.speed.bf16 if config.engine.precision == "bf16" else machine.speed.fp32) * TERA
+    peak = (machine.speed.bf16 if config.engine.bf16 else machine.speed.fp32) * TERA
     return machine.count * peak * utilisation * _busy(config, machine.count) / (config.forwards * flops)
 
 
@@ -109,11 +124,11 @@ def largest_micro_batch(config: Config, size: NetworkSize, machine: Machine) -> 
 
 def memory_table(config: Config, size: NetworkSize, machine: Machine) -> list[str]:
     """Memory of a GPU in GB at every ZeRO stage of the precision, and the largest micro-batch that fits."""
-    stages = (1, 2, 3) if config.engine.precision == "bf16" else (0, 1, 2, 3)
+    stages = (1, 2, 3) if config.engine.bf16 else (0, 1, 2, 3)
     rows: list[list[str]] = []
     for stage in stages:
         staged = _with(config, zero_stage=stage)
-        parts = memory_per_worker(staged, size, machine.count)
+        parts = _parts(staged, size, machine.count)
         largest = largest_micro_batch(staged, size, machine)
         amounts = [f"{amount / GB:.2f}" for amount in (*parts.values(), sum(parts.values()))]
         verdict = "fits" if _fits(staged, size, machine) else "TOO LARGE"
@@ -123,7 +138,7 @@ def memory_table(config: Config, size: NetworkSize, machine: Machine) -> list[st
     head = ["GB per GPU", *parts, "in all", f"of {machine.memory_gb:g}", "largest micro-batch"]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-    micro_batch = config.engine.micro_batch
+    micro_batch = config.micro_batch
     return [
         *table,
         f"(* as configured; activations of engine.micro_batch {micro_batch}, method.memory {config.method.memory})",
@@ -131,8 +146,15 @@ def memory_table(config: Config, size: NetworkSize, machine: Machine) -> list[st
 
 
 def _fits(config: Config, size: NetworkSize, machine: Machine) -> bool:
-    needed = sum(memory_per_worker(config, size, machine.count).values()) / GB
+    needed = sum(_parts(config, size, machine.count).values()) / GB
     return needed <= (machine.memory_gb - RESERVED_GB) * USABLE
+
+
+def _parts(config: Config, size: NetworkSize, workers: int) -> dict[str, float]:
+    """Bytes of a GPU by purpose, activations included."""
+    activations = config.micro_batch * size.activations
+    kept = memory_per_worker(config, size.parameters, workers, activations=activations)
+    return kept | {"activations": activations}
 
 
 def _with(config: Config, **engine: int) -> Config:

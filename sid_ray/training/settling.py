@@ -19,7 +19,7 @@ from sid_ray.teachers.model_directory import write_text
 from sid_ray.teachers.modules import check_trainable
 from sid_ray.teachers.start import Start
 from sid_ray.training.distributed import World
-from sid_ray.training.memory import kept_per_worker
+from sid_ray.training.memory import memory_per_worker
 from sid_ray.training.outside import Outside
 from sid_ray.training.rehearsal import bytes_per_image
 from sid_ray.training.run_directory import RunDirectory, as_recorded
@@ -79,7 +79,7 @@ def largest_micro_batch(config: Config, network: Denoiser, memory: float, worker
 
     `network`: of the trained networks' architecture. UserError if not even one image fits.
     """
-    kept = kept_per_worker(config, sum(p.numel() for p in network.parameters()), workers)
+    kept = sum(memory_per_worker(config, sum(p.numel() for p in network.parameters()), workers).values())
     per_image = bytes_per_image(config, network)
     size = largest_share(config.batch.size, workers, (SHARE * memory - kept) / per_image)
     if size is None:

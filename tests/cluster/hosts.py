@@ -37,7 +37,7 @@ def isolated() -> bool:
 
 def run(*command: str) -> None:
     """Run a command that must succeed."""
-    subprocess.run(command, check=True, timeout=30)
+    subprocess.run(command, check=True, timeout=120)
 
 
 def passwd_of(home: Path, folder: Path) -> Path:

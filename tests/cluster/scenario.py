@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -120,13 +121,21 @@ def runtime_envs(scratch, s3):
 @pytest.fixture(scope="module")
 def tunnel(cluster):
     """`ray dashboard`, left open, and the settings with which `ray job` uses it."""
-    process = subprocess.Popen([RAY, "dashboard", cluster], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        [RAY, "dashboard", cluster], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_API_SERVER_ADDRESS", DASHBOARD)
         patch.setenv("RAY_AUTH_MODE", "token")
         yield process
-    process.terminate()
-    process.wait()
+    close(process)
+
+
+def close(process):
+    """End a tunnel, its SSH client with it, as Ctrl-C in its terminal does."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait()
 
 
 def ray(*arguments):
@@ -190,7 +199,7 @@ def test_up(hosts, home, cluster):
     ray("up", "-y", cluster)
     for one in hosts:
         until(lambda one=one: any("raylet" in line for line in one.processes()), f"Ray on {one.address}")
-    status = ray("exec", cluster, "RAY_AUTH_MODE=token ~/sid-ray-env/bin/ray status")
+    status = ray("exec", cluster, "RAY_AUTH_MODE=token ray status")
     assert len(set(re.findall(r"^ +1 (\S+)", status, re.MULTILINE))) >= 1 and "CPU" in status
 
 
@@ -295,6 +304,9 @@ def test_submitted_again_it_goes_on_and_ends(tunnel, runtime_envs):
 
 
 def test_down_leaves_nothing_running(hosts, cluster, tunnel):
-    ray("down", "-y", cluster)
-    tunnel.terminate()
+    told = ray("down", "-y", cluster)
+    assert "command not found" not in told and "Exception" not in told
+    close(tunnel)
+    end_workers = ["ssh", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    run(*end_workers, f"root@{hosts[1].address}", "sid-ray-env/bin/ray stop")
     until(lambda: not any(one.processes() for one in hosts), f"{[one.processes() for one in hosts]}")

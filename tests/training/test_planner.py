@@ -4,17 +4,14 @@ import re
 import sys
 
 import pytest
-import torch
 
 from sid_ray.cli import main
 from sid_ray.config import load_config
-from sid_ray.diffusion.denoiser import EDMDenoiser
-from sid_ray.diffusion.flops import activation_bytes
 from sid_ray.errors import UserError
-from sid_ray.teachers.public import PUBLIC
-from sid_ray.training.memory import NetworkSize, memory_per_worker, network_size
+from sid_ray.training.memory import memory_per_worker, on_gpus
 from sid_ray.training.planner import (
     GPUS,
+    NetworkSize,
     images_per_second,
     largest_micro_batch,
     memory_table,
@@ -22,7 +19,7 @@ from sid_ray.training.planner import (
     plan_lines,
 )
 
-SIZE = NetworkSize(parameters=50_000_000, learning=70_000_000, frozen=60_000_000)
+SIZE = NetworkSize(parameters=50_000_000, flops=42_380_430_000, activations=190e6)
 
 
 @pytest.mark.parametrize(
@@ -47,29 +44,30 @@ def test_other_machines_are_refused(text):
 
 def test_speed_time_and_money():
     """CIFAR-10: 8 x 989 TFLOP/s x 0.25 by 11 x 42.380430 GFLOP an image."""
-    config, flops = load_config("cifar10-uncond"), 42_380_430_000
-    rate = images_per_second(config, flops, parse_machine("8xH100"), 0.25)
+    config = load_config("cifar10-uncond", {"engine.precision": "bf16"})
+    rate = images_per_second(config, SIZE.flops, parse_machine("8xH100"), 0.25)
     assert rate == pytest.approx(8 * 989e12 * 0.25 / (11 * 42.38043e9)) == pytest.approx(4243.0, rel=1e-3)
-    lines = plan_lines(config, SIZE, flops, parse_machine("8xH100"), 2.5, 0.25)
+    lines = plan_lines(config, SIZE, parse_machine("8xH100"), 2.5, 0.25)
     assert any(line.startswith("32.7 hours for 500000 kimg") for line in lines)
     assert lines[-1] == "655 at 2.5 per GPU and hour"
     # 8 micro-batches on 6 GPUs need two passes each: 8 of 12 train.
-    uneven = images_per_second(config, flops, parse_machine("6xH100"), 0.25)
+    uneven = images_per_second(config, SIZE.flops, parse_machine("6xH100"), 0.25)
     assert uneven == pytest.approx(rate * 6 / 8 * 8 / 12)
     fp32 = load_config("cifar10-uncond", {"engine.precision": "fp32"})
-    assert images_per_second(fp32, flops, parse_machine("8xA100"), 0.5) == pytest.approx(
+    assert images_per_second(fp32, SIZE.flops, parse_machine("8xA100"), 0.5) == pytest.approx(
         8 * 156e12 * 0.5 / (11 * 42.38043e9)
     )
 
 
 def test_the_largest_micro_batch_divides_the_batch_and_just_fits():
-    config = load_config("cifar10-uncond", {"batch.size": 256, "engine.micro_batch": 1})
+    config = load_config("cifar10-uncond", {"batch.size": 256, "engine.micro_batch": 1, "engine.precision": "bf16"})
     machine = parse_machine("2xL4-24GB")
     largest = largest_micro_batch(config, SIZE, machine)
     assert 256 % largest == 0 and largest <= 128
 
     def needed(images):
-        return sum(memory_per_worker(load_config("cifar10-uncond", {"engine.micro_batch": images}), SIZE, 2).values())
+        activations = images * SIZE.activations
+        return sum(memory_per_worker(config, SIZE.parameters, 2, activations=activations).values()) + activations
 
     limit = (24 - 2.0) * 0.95e9
     assert needed(largest) <= limit < needed(2 * largest)
@@ -78,37 +76,28 @@ def test_the_largest_micro_batch_divides_the_batch_and_just_fits():
 
 
 def test_the_table_has_every_stage_and_says_what_does_not_fit():
-    config = load_config("cifar10-uncond", {"engine.micro_batch": 256})
+    config = load_config("cifar10-uncond", {"engine.micro_batch": 256, "engine.precision": "bf16"})
     table = memory_table(config, SIZE, parse_machine("4xL4"))
     assert [line.split()[0] for line in table[1:4]] == ["ZeRO-1*", "ZeRO-2", "ZeRO-3"]
     assert all("TOO LARGE" in line for line in table[1:4])
-    fp32 = load_config("digits", {"engine.zero_stage": 0})
+    fp32 = load_config("digits", {"engine.zero_stage": 0, "engine.precision": "fp32"})
     assert [line.split()[0] for line in memory_table(fp32, SIZE, parse_machine("4xL4"))[1:5]] == [
         "ZeRO-0*", "ZeRO-1", "ZeRO-2", "ZeRO-3",
     ]  # fmt: skip
 
 
-def test_memory_modes_keep_fewer_graphs():
-    amounts = {}
-    for memory in ("fast", "lean", "minimal"):
-        config = load_config("digits", {"method.memory": memory, "engine.micro_batch": 2, "batch.size": 2})
-        amounts[memory] = memory_per_worker(config, SIZE, 1)["activations"]
-    assert amounts == {"fast": 2 * 190e6, "lean": 2 * 130e6, "minimal": 2 * 70e6}
-
-
-def test_activations_are_what_autograd_keeps():
-    """Counted on the meta device as on the CPU, and as the graph of a real forward pass holds."""
-    network = PUBLIC["builtin:digits"].network
-    real = EDMDenoiser(**network)
-    with torch.device("meta"):
-        meta = EDMDenoiser(**network)
-    for learns in (True, False):
-        assert activation_bytes(meta, learns) == activation_bytes(real, learns) > 0
-    assert activation_bytes(meta, False) < activation_bytes(meta, True)
-    config = load_config("digits", {"engine.precision": "bf16"})
-    halved, whole = network_size(meta, config), network_size(meta, load_config("digits"))
-    assert halved.parameters == whole.parameters == sum(p.numel() for p in real.parameters())
-    assert 0.5 < halved.learning / whole.learning < 0.6, "bf16 halves all but the float32 preconditioning"
+def test_what_is_left_to_the_machine_is_settled_for_gpus():
+    auto = load_config("cifar10-uncond", {"engine.precision": "auto", "engine.micro_batch": "auto"})
+    assert on_gpus(auto).engine.precision == "bf16"
+    assert (
+        on_gpus(load_config("digits", {"engine.precision": "auto", "engine.zero_stage": 0})).engine.precision == "fp32"
+    )
+    lines = plan_lines(on_gpus(auto), SIZE, parse_machine("2xL4"), None, 0.25)
+    assert any(
+        f"engine.micro_batch {largest_micro_batch(on_gpus(auto), SIZE, parse_machine('2xL4'))}," in x for x in lines
+    )
+    with pytest.raises(UserError, match="--plan: not one image fits into 3 GB"):
+        plan_lines(on_gpus(auto), SIZE, parse_machine("2xL4-3GB"), None, 0.25)
 
 
 def test_the_command(monkeypatch, capsys, tmp_path):
@@ -119,7 +108,8 @@ def test_the_command(monkeypatch, capsys, tmp_path):
             main()
         return end.value.code, capsys.readouterr()
 
-    code, told = run("distill", "cifar10-uncond", "--dry-run", "--plan", "8xH100-80GB", "--price-per-gpu-hour", "2")
+    digits = ["distill", "digits", "--engine.precision", "bf16"]
+    code, told = run(*digits, "--dry-run", "--plan", "8xH100-80GB", "--price-per-gpu-hour", "2")
     assert not code
     assert re.search(r"^# +ZeRO-1\*", told.out, re.MULTILINE) and "largest micro-batch" in told.out
     for part in (

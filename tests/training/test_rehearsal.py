@@ -13,7 +13,7 @@ from sid_ray.errors import UserError
 from sid_ray.teachers.model_directory import ModelConfig, read_model_config
 from sid_ray.teachers.public import public_teacher
 from sid_ray.training.bench import one_worker
-from sid_ray.training.memory import kept_per_worker
+from sid_ray.training.memory import memory_per_worker
 from sid_ray.training.rehearsal import LiveMemory, bytes_per_image, rehearse
 from sid_ray.training.settling import SHARE, largest_micro_batch, largest_share
 
@@ -133,7 +133,7 @@ def test_host_synchronisations_of_a_step(stage, ours, tiny_teacher):
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not(network):
     config = load_config("digits", {"batch.size": 96, "engine.micro_batch": "auto"})
-    kept = kept_per_worker(config, sum(p.numel() for p in network.parameters()), 1)
+    kept = sum(memory_per_worker(config, sum(p.numel() for p in network.parameters()), 1).values())
     memory = (kept + 24.5 * bytes_per_image(config, network)) / SHARE
     assert largest_micro_batch(config, network, memory, 1) == 24
     with pytest.raises(UserError, match=r"engine\.micro_batch: auto: not one image fits into .* GB"):
