@@ -6,7 +6,7 @@ import torch
 
 from sid_ray.teachers.model_directory import ModelConfig, save_model
 from tests.golden_numbers import golden_denoiser, load_golden
-from tests.launching import SHORT, command
+from tests.launching import SHORT, command, s3_settings
 
 # A busy machine must not fail a property.
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -84,12 +84,7 @@ def s3_server():
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
+    settings = s3_settings(f"http://{host}:{port}")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)

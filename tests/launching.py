@@ -60,6 +60,16 @@ def torchrun(ranks: int, module: str, *arguments: str, timeout: float = 300) -> 
     return done.stdout
 
 
+def s3_settings(endpoint: str) -> dict[str, str]:
+    """The environment in which boto3 and pyarrow go to an S3 server of the tests."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
 def upload(folder: Path, bucket: str, prefix: str) -> str:
     """Put a folder on S3 and return its address."""
     from sid_ray.storage import s3_client

@@ -1,4 +1,5 @@
-"""The configuration: one typed tree (`sections`), read and validated before anything starts (`loading`).
+"""The configuration: one typed tree (`learning`, `running`, `tree`), read and validated before anything starts
+(`loading`).
 
 Presets and user files are YAML with these sections; overrides are dotted (`method.alpha`). Every field is
 documented where it stands, and `sid-ray distill --help` prints these texts.
@@ -13,7 +14,9 @@ from sid_ray.config.loading import (
     preset_names,
     settled_as,
 )
-from sid_ray.config.sections import INCEPTION_ADDRESS, MAY_CHANGE_ON_RESUME, TEACHER_REFERENCE, Config, Guard, Section
+from sid_ray.config.running import INCEPTION_ADDRESS, TEACHER_REFERENCE, Guard
+from sid_ray.config.section import Section
+from sid_ray.config.tree import MAY_CHANGE_ON_RESUME, Config
 
 __all__ = [
     "INCEPTION_ADDRESS",

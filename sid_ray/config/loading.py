@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sid_ray.config.sections import MAY_CHANGE_ON_RESUME, SETTLED, Config, Section
+from sid_ray.config.section import Section
+from sid_ray.config.tree import MAY_CHANGE_ON_RESUME, SETTLED, Config
 from sid_ray.errors import UserError
 
 PRESETS = Path(__file__).parent.parent / "presets"

@@ -75,6 +75,28 @@ class StopSignals:
         self.say("stopping: the workers write a checkpoint and leave (again to abort)")
 
 
+class Background:
+    """A function in a thread of its own, which does not keep the process alive."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self.function = function
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="background", daemon=True)
+        self._thread.start()
+
+    def is_running(self, seconds: float) -> bool:
+        """Whether it ran when this was asked; then waits at most so long for its end."""
+        running = self._thread.is_alive()
+        self._thread.join(seconds)
+        return running
+
+    def _run(self) -> None:
+        try:
+            self.function()
+        except BaseException as error:
+            self.error = error
+
+
 class Growth:
     """Decides when a run on fewer workers than it may use should restart on more.
 
@@ -128,19 +150,9 @@ class Launch:
         """
         import ray
 
-        errors: list[BaseException] = []
-
-        def fit() -> None:
-            try:
-                trainer.fit()
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
-        thread.start()
+        fit = Background(trainer.fit)
         grows, last_loss, self.waiting_since = False, "", time.monotonic()
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
+        while fit.is_running(POLL_SECONDS):
             news = ray.get(bulletin.exchange.remote(self.stop.asked or grows or bool(self.lost)))
             last_loss = news.losses[-1] if news.losses else last_loss
             self._tell(news)
@@ -154,9 +166,9 @@ class Launch:
         given_up, outcome, leaving = ray.get(bulletin.result.remote())
         if outcome is not None:
             return Progress.model_validate(outcome), leaving or ("there is room for more workers" if grows else "")
-        if self.stop.asked and not errors and given_up is None:
+        if self.stop.asked and fit.error is None and given_up is None:
             return self._saved(), "asked to"
-        raise self._failure(given_up, errors, last_loss)
+        raise self._failure(given_up, fit.error, last_loss)
 
     def _tell(self, news: News) -> None:
         for report in news.reports:
@@ -185,7 +197,7 @@ class Launch:
         newest = next(iter(complete_names(depot)), None)
         return Progress() if newest is None else Progress.model_validate_json(depot.text(newest, "progress.json"))
 
-    def _failure(self, given_up: tuple[str, str] | None, errors: list[BaseException], last_loss: str) -> Exception:
+    def _failure(self, given_up: tuple[str, str] | None, error: BaseException | None, last_loss: str) -> Exception:
         if given_up is not None:
             kind, message = given_up
             match kind:
@@ -194,9 +206,9 @@ class Launch:
                 case "TrainingStopped":
                     return TrainingStopped(message)
             return DistillationFailed(message)
-        message = last_loss or (str(errors[0]) if errors else "they ended without a result")
-        if errors and not last_loss:
-            self.run.record_failure("the driver", "".join(traceback.format_exception(errors[0])))
+        message = last_loss or ("they ended without a result" if error is None else str(error))
+        if error is not None and not last_loss:
+            self.run.record_failure("the driver", "".join(traceback.format_exception(error)))
         count = self.failures_before + self.failures
         counted = f" (failure {count}, cluster.max_failures is {self.max_failures})" if count else ""
         details = f"The same command resumes. Details: {self.run.address(self.run.error_log)}"

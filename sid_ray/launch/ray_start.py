@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -17,17 +18,24 @@ def extend_import_path(paths: list[str]) -> None:
     sys.path += [path for path in paths if path not in sys.path]
 
 
+def set_defaults(environment: Mapping[str, str]) -> None:
+    """Set what the user's environment leaves open; Ray reads it when it starts."""
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+
+
 def start_ray(cpus: int) -> Any:
     """Connect to the cluster this runs on (RAY_ADDRESS), or start one on this machine with at least `cpus` CPUs.
 
     Returns the `ray` module. Does nothing more if this process is connected already.
     """
-    for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_DISABLE_IMPORT_WARNING": "1",
-    }.items():
-        os.environ.setdefault(name, value)
+    set_defaults(
+        {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_DISABLE_IMPORT_WARNING": "1",
+        }
+    )
     import logging
 
     import ray

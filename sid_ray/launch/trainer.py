@@ -21,7 +21,7 @@ from sid_ray.config import Config, load_config, override
 from sid_ray.errors import UserError
 from sid_ray.launch.console import Display, cautions
 from sid_ray.launch.following import Growth, Launch, Stop, StopSignals, Viewer
-from sid_ray.launch.ray_start import extend_import_path, import_path, start_ray
+from sid_ray.launch.ray_start import extend_import_path, import_path, set_defaults, start_ray
 from sid_ray.storage.lease import Taken
 from sid_ray.teachers.modules import Handed
 from sid_ray.training.checkpoints import complete_names
@@ -247,16 +247,17 @@ def _resources(config: Config, use_gpu: bool) -> dict[str, float]:
 
 def _start_ray(config: Config) -> Any:
     """Connect to the cluster this runs on, or start one on this machine."""
-    for name, value in {
-        "RAY_TRAIN_METRICS_ENABLED": "0",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # it also paces reports
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_SECONDS),
-        # A process that does not even answer (it is stopped, or its machine has gone) has no watchdog.
-        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(
-            min(600.0, max(60.0, config.cluster.hang_timeout_seconds or 600.0))
-        ),
-    }.items():
-        os.environ.setdefault(name, value)
+    set_defaults(
+        {
+            "RAY_TRAIN_METRICS_ENABLED": "0",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # it also paces reports
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_SECONDS),
+            # A process that does not even answer (it is stopped, or its machine has gone) has no watchdog.
+            "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(
+                min(600.0, max(60.0, config.cluster.hang_timeout_seconds or 600.0))
+            ),
+        }
+    )
     import logging
 
     fewest = (config.cluster.worker_range or (2, 2))[0]

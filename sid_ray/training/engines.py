@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,16 @@ def _engine_config(config: Config, module: nn.Module, slots_per_rank: int, world
         "communication_data_type": "fp32",
         "steps_per_print": 10**12,
     }
+
+
+@contextmanager
+def frozen(module: Denoiser) -> Iterator[Denoiser]:
+    """A network in eval mode with parameters that take no gradient; afterwards they do."""
+    module.eval().requires_grad_(False)
+    try:
+        yield module
+    finally:
+        module.requires_grad_(True)
 
 
 class TrainedNetwork:
@@ -140,14 +150,9 @@ class TrainedNetwork:
             group["lr"] = lr
             group["ema_beta"] = ema_beta if self.has_ema else None
 
-    @contextmanager
-    def frozen(self) -> Iterator[Denoiser]:
+    def frozen(self) -> AbstractContextManager[Denoiser]:
         """The module in eval mode with parameters that take no gradient."""
-        self.module.eval().requires_grad_(False)
-        try:
-            yield self.module
-        finally:
-            self.module.requires_grad_(True)
+        return frozen(self.module)
 
     def gather(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield for each parameter its name and full float32 tensors: `weight`, Adam's moments, `ema`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sid_ray.config import Config
 from sid_ray.diffusion.denoiser import Denoiser
-from sid_ray.training.engines import set_up_computing
+from sid_ray.training.engines import frozen, set_up_computing
 from sid_ray.training.slots import SeededDraws, Slot
 from sid_ray.training.step import Iteration
 
@@ -82,14 +82,9 @@ class StandIn:
     def set_rates(self, lr: float, ema_beta: float | None = None) -> None:
         """Nothing."""
 
-    @contextmanager
-    def frozen(self) -> Iterator[Denoiser]:
+    def frozen(self) -> AbstractContextManager[Denoiser]:
         """The module in eval mode with parameters that take no gradient."""
-        self.module.eval().requires_grad_(False)
-        try:
-            yield self.module
-        finally:
-            self.module.requires_grad_(True)
+        return frozen(self.module)
 
 
 @dataclass

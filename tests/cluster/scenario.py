@@ -24,7 +24,7 @@ import yaml
 
 from sid_ray.storage.s3 import S3Folder
 from tests.cluster.hosts import CLIENT, environment_of_hosts, host, isolated, network, passwd_of, run
-from tests.launching import ROOT
+from tests.launching import ROOT, s3_settings
 
 RAY = str(Path(sys.executable).parent / "ray")
 DASHBOARD = "http://127.0.0.1:8265"
@@ -82,12 +82,7 @@ def s3(hosts):
 
     server = ThreadedMotoServer(ip_address=CLIENT, port=5000, verbose=False)
     server.start()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{CLIENT}:5000",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
+    settings = s3_settings(f"http://{CLIENT}:5000")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)

@@ -19,6 +19,7 @@ from sid_ray.training.guard import TrainingStopped
 from tests.alone import Recorder, largest_file, train
 from tests.conftest import job_writer
 from tests.faults.flaky_s3 import HOW, FlakyS3
+from tests.launching import s3_settings
 from tests.training.test_board import scalars
 from tests.training.test_worker import assert_same, end_state
 
@@ -51,14 +52,8 @@ def quick(monkeypatch):
 def s3(monkeypatch, tmp_path):
     """(server that fails on demand, storage on it); clients try twice."""
     server = FlakyS3()
-    for name, value in {
-        "AWS_ENDPOINT_URL": server.address,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "2",
-        "SID_RAY_CACHE": str(tmp_path / "cache"),
-    }.items():
+    own = {"AWS_MAX_ATTEMPTS": "2", "SID_RAY_CACHE": str(tmp_path / "cache")}
+    for name, value in (s3_settings(server.address) | own).items():
         monkeypatch.setenv(name, value)
     from sid_ray.storage import s3_client
 

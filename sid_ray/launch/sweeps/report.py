@@ -119,7 +119,7 @@ def report(
         f"{ended} of {len(units(space))} runs have ended; budget {space.budget_kimg:g} kimg each, search "
         f"`{space.search}`, scheduler `{space.scheduler}`, power law {'on' if space.power_law else 'off'}.",
         "The best settings are a preset (`sid-ray distill best.yaml`), the best generator lies in `best/` "
-        "(`sid-ray generate best --out grid.png`), every run in `trials/` (`tensorboard --logdir .`, "
+        "(`sid-ray generate best --out grid.png`), every run in `trials/` (`sid-ray board .`, "
         "with its HParams tab).",
         "![FID curves](curves.png)",
         "## Where the compute went",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sid_ray.errors import UserError
-from sid_ray.launch.following import DistillationFailed, StopSignals
+from sid_ray.launch.following import Background, DistillationFailed, StopSignals
 from sid_ray.launch.sweeps.journal import Journal, TrialRecord
 from sid_ray.launch.sweeps.plan import SweepPlan, check_same, plan_sweep
 from sid_ray.launch.sweeps.report import write_report
@@ -83,24 +82,14 @@ def _run(plan: SweepPlan, journal: Journal, display: SweepDisplay, lost: list[st
     proposer = Proposer(plan.space, journal, lambda unit, values: plan.config(unit, values, shared), display.show)
     follower = Follower(plan.space, plan.base, journal, display.show, wishes.stop.remote)
     tuner = build_tuner(plan, proposer, follower, wishes, at_once, len(left))
-    errors: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            tuner.fit()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=fit, name="ray-tune-fit", daemon=True)
     with StopSignals(display.note) as stop:
-        thread.start()
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
+        fit = Background(tuner.fit)
+        while fit.is_running(POLL_SECONDS):
             display.refresh()
             if (stop.asked or lost) and not proposer.stopping:
                 proposer.stopping = True
                 ray.get(wishes.stop_all.remote())
     if lost:
         raise DistillationFailed(f"{plan.directory.address}: {lost[0]}; this process has stopped")
-    if errors:
-        raise DistillationFailed(f"Ray Tune failed: {errors[0]}") from errors[0]
+    if fit.error is not None:
+        raise DistillationFailed(f"Ray Tune failed: {fit.error}") from fit.error

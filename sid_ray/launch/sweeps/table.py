@@ -147,7 +147,7 @@ def print_outcome(path: str, records: list[TrialRecord], best: str | None, finis
     following = [
         f"sid-ray distill {best}",
         f"sid-ray generate {path}/best --out grid.png",
-        f"tensorboard --logdir {path}",
+        f"sid-ray board {path}",
     ]
     if not finished:
         following.insert(0, "the same command again   (goes on)")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sid_ray.errors import UserError
-from sid_ray.launch.ray_start import import_path, start_ray
+from sid_ray.launch.ray_start import import_path, set_defaults, start_ray
 from sid_ray.launch.sweeps.plan import SweepPlan
 from sid_ray.launch.sweeps.space import Space
 from sid_ray.launch.trainer import resolve_workers
@@ -73,12 +73,15 @@ def _scheduler(space: Space, give_up: Callable[[str], None]) -> Any:
 
 def start_ray_for(plan: SweepPlan, left: int) -> Any:
     """Connect to Ray, or start it here, with room for the runs that are left; returns the `ray` module."""
-    for name, value in {
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",
-    }.items():
-        os.environ.setdefault(name, value)
+    set_defaults(
+        {
+            "TUNE_DISABLE_SIGINT_HANDLER": "1",
+            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+            "RAY_AIR_NEW_OUTPUT": "0",
+            # A trial has some eight small processes; by default Ray warns of more than a few per core.
+            "RAY_worker_maximum_startup_concurrency": str(4 * (os.cpu_count() or 1)),
+        }
+    )
     fewest = (plan.base.cluster.worker_range or (2, 2))[0]
     wanted = plan.space.trials_at_once
     at_once = min(left, wanted) if isinstance(wanted, int) else 1
