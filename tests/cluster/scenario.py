@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,6 +36,22 @@ JOB = [
     "--run.report_every_kimg", "0.256", "--run.checkpoint_every_kimg", "1.28", "--evaluation.every_kimg", "51.2",
     "--evaluation.num_images", "100", "--evaluation.teacher_steps", "3", "--evaluation.confirmations", "1",
 ]  # fmt: skip
+SPACE = """\
+description: A learning rate per host.
+preset: digits
+budget_kimg: 2.56
+search: grid
+settings:
+  cluster.workers: 1
+  evaluation.every_kimg: 0.64
+  evaluation.num_images: 100
+  evaluation.teacher_steps: 0
+  evaluation.confirmations: 1
+  run.checkpoint_every_kimg: 0.64
+power_law: false
+fields:
+  optimizer.generator_lr: [1.0e-4, 2.0e-4]
+"""
 MINUTES = 10
 
 
@@ -154,8 +171,8 @@ def until(true, what):
         time.sleep(1)
 
 
-def submit(name, runtime_env, *command):
-    named = ["--no-wait", "--submission-id", name, "--runtime-env", runtime_env, "--working-dir", "."]
+def submit(name, runtime_env, *command, folder="."):
+    named = ["--no-wait", "--submission-id", name, "--runtime-env", runtime_env, "--working-dir", str(folder)]
     ray("job", "submit", *named, "--", *command)
 
 
@@ -296,6 +313,47 @@ def test_submitted_again_it_goes_on_and_ends(tunnel, runtime_envs):
     from sid_ray import load_generator
 
     assert load_generator(f"{STORAGE}/digits/generator").sample(2).shape == (2, 1, 8, 8)
+
+
+def test_a_sweep_as_a_job_is_stopped_and_submitted_again(hosts, tunnel, runtime_envs, scratch):
+    """A trial on each host, from a working directory with a space of one's own."""
+    upload = scratch / "upload"
+    shutil.copytree(ROOT / "sid_ray", upload / "sid_ray", ignore=shutil.ignore_patterns("__pycache__"))
+    (upload / "rates.yaml").write_text(SPACE)
+    fills_a_host = ["--cluster.cpus_per_worker", str(os.cpu_count())]
+    job = ["python", "-m", "sid_ray", "sweep", "rates.yaml", "--run.storage", STORAGE, *fills_a_host]
+    place = S3Folder(f"{STORAGE}/sweep-rates")
+
+    def trials():
+        names = [name for name in place.objects() if name.startswith("journal/")]
+        return {Path(name).stem: json.loads(place.read(name)[0]) for name in names}
+
+    def both_measure():
+        assert status("sweep") in ("PENDING", "RUNNING"), ray("job", "logs", "sweep")
+        return len(trials()) == 2 and all(len(trial["curve"]) > 1 for trial in trials().values())
+
+    submit("sweep", runtime_envs[0], *job, folder=upload)
+    until(both_measure, "both trials' FIDs")
+    for one in hosts:
+        assert any("RayTrainWorker" in line for line in one.processes()), f"no trial on {one.address}"
+    ray("job", "stop", "sweep")
+    assert status("sweep") == "STOPPED"
+    assert "the same command again" in ray("job", "logs", "sweep")
+    stopped = trials()
+    assert {trial["state"] for trial in stopped.values()} == {"running"}, "it was too quick to be stopped"
+
+    submit("again", runtime_envs[0], *job, folder=upload)
+    until(lambda: status("again") not in ("PENDING", "RUNNING"), "the end of the sweep")
+    log = ray("job", "logs", "again")
+    assert status("again") == "SUCCEEDED", log
+    assert f"resuming sweep in {STORAGE}/sweep-rates" in log
+    ended = trials()
+    assert {trial["state"] for trial in ended.values()} == {"finished"}
+    for name, trial in stopped.items():
+        assert ended[name]["curve"][: len(trial["curve"])] == trial["curve"], name
+        assert ended[name]["nimg"] == 2560
+    names = place.objects().keys()
+    assert {"report.md", "curves.png", "best.yaml", "best/model.safetensors"} <= names and "lease.json" not in names
 
 
 def test_down_leaves_nothing_running(hosts, cluster, tunnel):
