@@ -13,8 +13,9 @@ from pathlib import Path
 
 from sid_ray.config import load_config
 from sid_ray.training.board import read_metrics
+from sid_ray.training.opening import open_run
 from sid_ray.training.outside import PlainOutside
-from sid_ray.training.run_directory import RunDirectory, open_run
+from sid_ray.training.run_directory import RunDirectory
 from sid_ray.training.worker import run_worker
 
 COMBINATIONS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sid_ray.config import Config, load_config
+from sid_ray.training.opening import claim, open_run
 from sid_ray.training.progress import Progress
-from sid_ray.training.run_directory import RunDirectory, claim, open_run
+from sid_ray.training.run_directory import RunDirectory
 from sid_ray.training.worker import run_worker
 
 

@@ -14,9 +14,10 @@ from sid_ray.errors import UserError
 from sid_ray.training import worker
 from sid_ray.training.distributed import join_world
 from sid_ray.training.guard import TrainingStopped
+from sid_ray.training.opening import open_run
 from sid_ray.training.outside import PlainOutside
 from sid_ray.training.rollback import roll_back
-from sid_ray.training.run_directory import RunDirectory, open_run
+from sid_ray.training.run_directory import RunDirectory
 from sid_ray.training.slots import SeededDraws
 
 

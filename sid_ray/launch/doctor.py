@@ -20,7 +20,7 @@ from sid_ray.training.checkup import (
     check_run,
     compare_clocks,
 )
-from sid_ray.training.run_directory import absolute_paths
+from sid_ray.training.opening import absolute_paths
 
 
 def examine(config: Config | None, say: Callable[[str], None]) -> int:

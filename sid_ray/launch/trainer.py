@@ -26,8 +26,9 @@ from sid_ray.storage.lease import Taken
 from sid_ray.teachers.modules import Handed
 from sid_ray.training.checkpoints import complete_names
 from sid_ray.training.guard import TrainingStopped
+from sid_ray.training.opening import absolute_paths, check_workers, claim, open_run
 from sid_ray.training.progress import Progress
-from sid_ray.training.run_directory import RunDirectory, absolute_paths, check_workers, claim, open_run
+from sid_ray.training.run_directory import RunDirectory
 
 START_SECONDS = 30
 """How long Ray waits for a worker group's place before it looks at the cluster again."""

@@ -21,7 +21,7 @@ from sid_ray.config import Config
 from sid_ray.errors import UserError
 from sid_ray.storage import cache_folder, s3_client, split_s3
 from sid_ray.storage.s3 import S3Folder
-from sid_ray.training.run_directory import check_inputs
+from sid_ray.training.opening import check_inputs
 
 GIB = 2**30
 LEAST_PYTHON = (3, 11)

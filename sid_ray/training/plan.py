@@ -16,14 +16,10 @@ from sid_ray.teachers.sources import read_any_config
 from sid_ray.teachers.start import check_warm_start
 from sid_ray.teachers.untrained import WARNING
 from sid_ray.training.memory import memory_per_worker, on_gpus
+from sid_ray.training.opening import check_measure, check_method
 from sid_ray.training.planner import NetworkSize, parse_machine, plan_lines
 from sid_ray.training.rehearsal import bytes_per_image
-from sid_ray.training.run_directory import (
-    RunDirectory,
-    check_measure,
-    check_method,
-    start_of,
-)
+from sid_ray.training.run_directory import RunDirectory, start_of
 
 GIGA = 1e9
 

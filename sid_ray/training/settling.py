@@ -20,9 +20,10 @@ from sid_ray.teachers.modules import check_trainable
 from sid_ray.teachers.start import Start
 from sid_ray.training.distributed import World
 from sid_ray.training.memory import memory_per_worker
+from sid_ray.training.opening import as_recorded
 from sid_ray.training.outside import Outside
 from sid_ray.training.rehearsal import bytes_per_image
-from sid_ray.training.run_directory import RunDirectory, as_recorded
+from sid_ray.training.run_directory import RunDirectory
 
 SHARE = 0.85
 """Of the free memory that is filled; the rest is for workspaces, communication buffers and fragments."""

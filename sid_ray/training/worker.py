@@ -26,10 +26,11 @@ from sid_ray.training.evaluator import Evaluator
 from sid_ray.training.fit import fitted_student
 from sid_ray.training.guard import Diverged
 from sid_ray.training.loop import Loop
+from sid_ray.training.opening import check_workers, claim, open_run
 from sid_ray.training.outside import Outside, PlainOutside
 from sid_ray.training.progress import Progress
 from sid_ray.training.rollback import discard_abandoned, refuse_to_go_on, roll_back, slowed
-from sid_ray.training.run_directory import RunDirectory, check_workers, claim, open_run, start_of
+from sid_ray.training.run_directory import RunDirectory, start_of
 from sid_ray.training.settling import settle
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration

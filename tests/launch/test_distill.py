@@ -93,7 +93,7 @@ def test_a_failing_worker_is_one_readable_message(tmp_path, job):
     """The teacher's weights vanish between the driver's checks and the workers' start."""
     from sid_ray.errors import UserError
     from sid_ray.launch import trainer
-    from sid_ray.training.run_directory import open_run
+    from sid_ray.training.opening import open_run
 
     source = Path(trainer.load_config(job("x")).teacher.path)
     copy = tmp_path / "teacher"

@@ -212,7 +212,7 @@ def test_dropout_is_set_on_networks_that_derive_from_denoiser():
 
 
 def test_names_of_code_are_no_paths():
-    from sid_ray.training.run_directory import absolute_paths
+    from sid_ray.training.opening import absolute_paths
 
     given = {"teacher": {"path": TEACHER}, "init": {"student": "module:Plain"}, "evaluation": {"reference": "teacher"}}
     config = absolute_paths(parse_config(given))

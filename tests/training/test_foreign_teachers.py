@@ -13,7 +13,7 @@ from sid_ray.storage import cache_folder, s3_client
 from sid_ray.teachers.model_directory import read_model_config
 from sid_ray.training.board import read_metrics
 from sid_ray.training.checkpoints import ROLES, complete_checkpoints, read_progress
-from sid_ray.training.run_directory import check_inputs, open_run
+from sid_ray.training.opening import check_inputs, open_run
 from tests.diffusers_folders import write_pipeline
 from tests.launching import FEW, command, torchrun, upload
 from tests.training.test_worker import assert_same, end_state

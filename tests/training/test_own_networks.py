@@ -13,7 +13,7 @@ from sid_ray.errors import UserError
 from sid_ray.evaluation.statistics import load_reference
 from sid_ray.teachers.model_directory import read_model_config
 from sid_ray.teachers.sources import load_generator
-from sid_ray.training.run_directory import open_run
+from sid_ray.training.opening import open_run
 from tests.launching import ROOT, torchrun
 from tests.own_networks import LabelledMLP, teacher
 from tests.training.test_worker import assert_same, end_state

@@ -15,8 +15,9 @@ from sid_ray.teachers.model_directory import read_model_config
 from sid_ray.teachers.public import public_teacher
 from sid_ray.teachers.sources import load_generator
 from sid_ray.training.checkpoints import complete_checkpoints, read_network, read_progress
+from sid_ray.training.opening import open_run
 from sid_ray.training.progress import Progress
-from sid_ray.training.run_directory import RunDirectory, open_run
+from sid_ray.training.run_directory import RunDirectory
 from tests.launching import torchrun
 
 pytestmark = pytest.mark.distributed

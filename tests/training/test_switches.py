@@ -7,8 +7,9 @@ from sid_ray.config import load_config
 from sid_ray.errors import UserError
 from sid_ray.training.checkpoints import complete_checkpoints, read_progress
 from sid_ray.training.distributed import join_world
+from sid_ray.training.opening import open_run
 from sid_ray.training.outside import PlainOutside
-from sid_ray.training.run_directory import open_run, start_of
+from sid_ray.training.run_directory import start_of
 from sid_ray.training.settling import computes_in_bf16, settle
 from tests.launching import torchrun
 from tests.training.test_worker import assert_same, end_state

@@ -11,7 +11,7 @@ from sid_ray.errors import UserError
 from sid_ray.teachers.model_directory import read_model_config
 from sid_ray.training.board import read_metrics
 from sid_ray.training.checkpoints import ROLES, complete_checkpoints, read_network, read_progress
-from sid_ray.training.run_directory import open_run
+from sid_ray.training.opening import open_run
 from tests.golden_numbers import GOLDEN
 from tests.launching import torchrun
 

@@ -15,8 +15,8 @@ from sid_ray.launch.sweeps.journal import Journal, SweepDirectory
 from sid_ray.launch.sweeps.search import Proposals, Unit, units
 from sid_ray.launch.sweeps.space import Space, Values, load_space
 from sid_ray.launch.sweeps.table import short
+from sid_ray.training.opening import absolute_paths
 from sid_ray.training.plan import describe_run
-from sid_ray.training.run_directory import absolute_paths
 
 MAY_CHANGE = ("description", "trials", "trials_at_once", "repeats")
 """Fields of a space that a repeated command may give differently: more trials, another pace."""

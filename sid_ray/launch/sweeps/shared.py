@@ -9,7 +9,8 @@ from sid_ray.config import TEACHER_REFERENCE, Config, override
 from sid_ray.launch.sweeps.journal import SweepDirectory
 from sid_ray.storage.mirror import push
 from sid_ray.teachers.sources import convert, is_model_directory
-from sid_ray.training.run_directory import RunDirectory, check_inputs, check_teacher_is_the_same
+from sid_ray.training.opening import check_inputs, check_teacher_is_the_same
+from sid_ray.training.run_directory import RunDirectory
 
 
 def share(base: Config, directory: SweepDirectory, note: Callable[[str], None]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from sid_ray.launch.sweeps.journal import SweepDirectory
 from sid_ray.launch.sweeps.shared import share
 from sid_ray.teachers.sources import load_denoiser
 from sid_ray.training.evaluator import Evaluator
-from sid_ray.training.run_directory import RunDirectory, absolute_paths, open_run, start_of
+from sid_ray.training.opening import absolute_paths, open_run
+from sid_ray.training.run_directory import RunDirectory, start_of
 from tests.diffusers_folders import write_pipeline
 
 
