@@ -86,7 +86,7 @@ STARTS = {
     "python -c pass": "pass",
     "import sid_ray": "import sid_ray",
     "import torch": "import torch",
-    "import deepspeed": "from sid_ray.training.engines import _deepspeed; _deepspeed()",
+    "import deepspeed": "from sid_ray.training.engines import import_deepspeed; import_deepspeed()",
     "import ray": "import ray",
     "ray.init": "import ray; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)",
     "a worker's networks": "from benchmarks.overheads import first_step; first_step({preset!r}, {batch}, False)",

@@ -22,8 +22,8 @@ import torch
 from sid_ray.config import Config, load_config
 from sid_ray.diffusion.denoiser import EDMDenoiser
 from sid_ray.training.distributed import World, join_world
-from sid_ray.training.engines import build_networks
 from sid_ray.training.memory import memory_per_worker
+from sid_ray.training.networks import build_networks
 from sid_ray.training.rehearsal import bytes_per_image
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration

@@ -13,7 +13,7 @@ from sid_ray.config import Config, parse_config
 from sid_ray.diffusion.noise import lognormal_sigma
 from sid_ray.methods.sid import generator_sigma
 from sid_ray.training.distributed import join_world
-from sid_ray.training.engines import build_networks
+from sid_ray.training.networks import build_networks
 from sid_ray.training.slots import Draws, Phase, slots_of_rank
 from sid_ray.training.step import Iteration
 from tests.golden_numbers import golden_denoiser, load_golden, under

@@ -21,7 +21,7 @@ from sid_ray.config import Config
 from sid_ray.diffusion.flops import network_cost
 from sid_ray.training.communication import Communication
 from sid_ray.training.distributed import World, join_world
-from sid_ray.training.engines import Networks, build_networks
+from sid_ray.training.networks import Networks, build_networks
 from sid_ray.training.opening import check_method, check_workers
 from sid_ray.training.phases import Stopwatch
 from sid_ray.training.run_directory import RunDirectory, start_of

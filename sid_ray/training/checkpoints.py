@@ -26,7 +26,8 @@ from torch import Tensor
 from sid_ray.errors import UserError
 from sid_ray.storage.depot import Damaged, Depot, Written
 from sid_ray.training.distributed import World
-from sid_ray.training.engines import Networks, TrainedNetwork
+from sid_ray.training.engines import TrainedNetwork
+from sid_ray.training.networks import Networks
 from sid_ray.training.progress import Progress
 from sid_ray.training.tensor_file import write_tensors
 

@@ -1,4 +1,4 @@
-"""The trained networks inside DeepSpeed engines.
+"""A network inside a DeepSpeed engine.
 
 All that the project knows about DeepSpeed is here. Gradient flows through the fake score while the generator
 learns: networks are therefore always called as `.module`, never through the engine's own forward, whose hooks
@@ -7,11 +7,9 @@ would take those gradients for the fake score's own.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +26,7 @@ LARGEST_BUCKET = 12_288 * 4096
 """Elements (5e7) that DeepSpeed reduces or gathers at once; its default of 5e8 would waste gigabytes."""
 
 
-def _deepspeed() -> Any:
+def import_deepspeed() -> Any:
     """Import DeepSpeed, set up for the machine at hand."""
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     if not torch.cuda.is_available():
@@ -107,13 +105,11 @@ class TrainedNetwork:
         engine_config = _engine_config(config, denoiser, slots_per_rank, world.size)
         if self.stage == 0:
             engine_config["gradient_clipping"] = 0.0  # AdamWithEMA clips there, where it knows the norm anyway
-        self.engine, *_ = _deepspeed().initialize(
+        self.engine, *_ = import_deepspeed().initialize(
             model=denoiser, optimizer=optimizer, config=engine_config, dist_init_required=False
         )
         self.adam = optimizer
         self._create_optimizer_state(weights)
-        if config.engine.compile:
-            compile_in_place(self.module)
 
     @property
     def module(self) -> Denoiser:
@@ -191,7 +187,7 @@ class TrainedNetwork:
     def destroy(self) -> None:
         """Let go of DeepSpeed's hooks and of all memory."""
         self.adam.state.clear()
-        _destroy(self.engine)
+        destroy_engine(self.engine)
 
     def _set(self, p: Tensor, key: str, value: Tensor) -> None:
         from deepspeed.utils import (
@@ -239,87 +235,14 @@ class TrainedNetwork:
         )
 
 
-@dataclass
-class Networks:
-    """The three networks of SiD on one worker."""
-
-    teacher: nn.Module
-    """Frozen, in the run's precision."""
-    generator: TrainedNetwork
-    fake_score: TrainedNetwork
-    plain: Denoiser
-    """An ordinary float32 network of the generator's architecture, for evaluating averages."""
-    teacher_engine: Any = None
-    """DeepSpeed's engine around the teacher at ZeRO-3."""
-
-    def destroy(self) -> None:
-        """Let go of DeepSpeed's hooks and buffers, so that the memory of all networks can be freed."""
-        self.generator.destroy()
-        self.fake_score.destroy()
-        if self.teacher_engine is not None:
-            _destroy(self.teacher_engine)
+def wrap_frozen(module: nn.Module, config: Config, world: World, slots_per_rank: int) -> Any:
+    """DeepSpeed's engine around a network that does not learn, which ZeRO-3 shards as the others."""
+    engine_config = _engine_config(config, module, slots_per_rank, world.size)
+    return import_deepspeed().initialize(model=module, config=engine_config, dist_init_required=False)[0]
 
 
-def build_networks(
-    config: Config,
-    world: World,
-    slots_per_rank: int,
-    teacher: Denoiser,
-    generator: Denoiser,
-    fake_score: Denoiser,
-) -> Networks:
-    """Engines for generator and fake score, and the teacher beside them; all ranks together.
-
-    The given modules are taken over. `generator` and `fake_score` hold their initial float32 weights.
-    """
-    dtype = torch.bfloat16 if config.engine.bf16 else torch.float32
-    plain = copy.deepcopy(generator).to(world.device).eval().requires_grad_(False)
-    for network in (teacher, generator, fake_score):
-        set_up_computing(network, config)
-    teacher = teacher.to(world.device, dtype).eval().requires_grad_(False)
-    teacher_engine = None
-    if config.engine.zero_stage == 3 and any(True for _ in teacher.parameters()):
-        engine_config = _engine_config(config, teacher, slots_per_rank, world.size)
-        teacher_engine = _deepspeed().initialize(model=teacher, config=engine_config, dist_init_required=False)[0]
-    for network in (generator, fake_score):
-        if config.method.dropout is not None:
-            network.set_dropout(config.method.dropout)
-        network.to(world.device, torch.float32).train().requires_grad_(True)
-    if config.engine.compile:
-        compile_in_place(teacher)
-    return Networks(
-        teacher=teacher if teacher_engine is None else teacher_engine.module,
-        generator=TrainedNetwork(
-            generator, config, world, slots_per_rank, beta1=config.optimizer.generator_beta1, ema=True
-        ),
-        fake_score=TrainedNetwork(fake_score, config, world, slots_per_rank, beta1=0.0, ema=False),
-        plain=plain,
-        teacher_engine=teacher_engine,
-    )
-
-
-def set_up_computing(network: Denoiser, config: Config) -> None:
-    """The switches of `engine` that say how a network is computed, not what; before an engine takes it over."""
-    if config.engine.activation_checkpointing:
-        network.set_activation_checkpointing(True)
-    if config.engine.channels_last:
-        # The layout follows from the images; DeepSpeed could not even broadcast weights that are laid out so.
-        network.register_forward_pre_hook(_channels_last)
-
-
-def compile_in_place(network: nn.Module) -> None:
-    """torch.compile. Random numbers are drawn as without it, so that a rebuilt forward pass sees the same masks."""
-    # Three networks share their code, and each is called in several modes.
-    torch._dynamo.config.recompile_limit = 64
-    network.compile(dynamic=False, options={"fallback_random": True})
-
-
-def _channels_last(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    images, *rest = inputs
-    return images.contiguous(memory_format=torch.channels_last), *rest
-
-
-def _destroy(engine: Any) -> None:
+def destroy_engine(engine: Any) -> None:
+    """Let go of an engine's hooks and of all its memory."""
     from deepspeed.runtime.zero import parameter_offload
     from deepspeed.runtime.zero.partition_parameters import is_zero_param
 

@@ -21,10 +21,10 @@ from sid_ray.training.best_effort import BestEffort
 from sid_ray.training.board import Board
 from sid_ray.training.checkpoints import clean_up, save_checkpoint
 from sid_ray.training.distributed import World
-from sid_ray.training.engines import Networks
 from sid_ray.training.evaluations import Evaluations, Found
 from sid_ray.training.evaluator import POINTS, Evaluator
 from sid_ray.training.guard import Diverged, Notice, TrainingStopped, watch, watch_skips
+from sid_ray.training.networks import Networks
 from sid_ray.training.outside import Outside
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory

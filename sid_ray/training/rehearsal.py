@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sid_ray.config import Config
 from sid_ray.diffusion.denoiser import Denoiser
-from sid_ray.training.engines import frozen, set_up_computing
+from sid_ray.training.engines import frozen
+from sid_ray.training.networks import set_up_computing
 from sid_ray.training.slots import SeededDraws, Slot
 from sid_ray.training.step import Iteration
 

@@ -53,7 +53,7 @@ class Learner(Protocol):
 
 
 class Trio(Protocol):
-    """The three networks of SiD; `engines.Networks`, or what stands in for it."""
+    """The three networks of SiD; `networks.Networks`, or what stands in for it."""
 
     @property
     def teacher(self) -> nn.Module:

@@ -20,12 +20,12 @@ from sid_ray.training.best_effort import BestEffort
 from sid_ray.training.board import Board
 from sid_ray.training.checkpoints import NamedState, check_names, read_network, read_progress, restore
 from sid_ray.training.distributed import World, join_world
-from sid_ray.training.engines import Networks, build_networks
 from sid_ray.training.evaluations import evaluations
 from sid_ray.training.evaluator import Evaluator
 from sid_ray.training.fit import fitted_student
 from sid_ray.training.guard import Diverged
 from sid_ray.training.loop import Loop
+from sid_ray.training.networks import Networks, build_networks
 from sid_ray.training.opening import check_workers, claim, open_run
 from sid_ray.training.outside import Outside, PlainOutside
 from sid_ray.training.progress import Progress

@@ -8,7 +8,7 @@ from benchmarks.published import Published
 from sid_ray.config import load_config
 from sid_ray.teachers.sources import load_denoiser
 from sid_ray.training.distributed import join_world
-from sid_ray.training.engines import build_networks
+from sid_ray.training.networks import build_networks
 from sid_ray.training.slots import SeededDraws, slots_of_rank
 from sid_ray.training.step import Iteration
 
