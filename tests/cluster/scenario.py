@@ -211,8 +211,12 @@ def test_up(hosts, home, cluster):
     ray("up", "-y", cluster)
     for one in hosts:
         until(lambda one=one: any("raylet" in line for line in one.processes()), f"Ray on {one.address}")
-    status = ray("exec", cluster, "RAY_AUTH_MODE=token ray status")
-    assert len(set(re.findall(r"^ +1 (\S+)", status, re.MULTILINE))) >= 1 and "CPU" in status
+
+    def nodes():
+        active = ray("exec", cluster, "RAY_AUTH_MODE=token ray status").partition("Active:")[2].partition("Pending:")[0]
+        return sum(int(number) for number in re.findall(r"^ +(\d+) ", active, re.MULTILINE))
+
+    until(lambda: nodes() == len(hosts), "both hosts in ray status")
 
 
 def test_the_dashboard_is_reached_through_the_tunnel_with_the_token_alone(hosts, tunnel):
