@@ -37,7 +37,7 @@ def test_shipped_spaces_are_valid(path):
 
 
 def test_what_is_shipped():
-    assert {p.stem for p in SPACES} == {"cifar10", "digits", "digits_alpha", "imagenet64_batch"}
+    assert {p.stem for p in SPACES} == {"cifar10", "digits", "digits_alpha", "digits_latents", "imagenet64_batch"}
     alphas = [v["method.alpha"] for v in load_space(str(ROOT / "tune_spaces" / "digits_alpha.yaml")).grid()]
     assert alphas[0] == -0.25 and alphas[-1] == 1.5
     rates = [
