@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from sid_ray.config import TEACHER_REFERENCE, Config, differences, parse_config, settled_as
 from sid_ray.diffusion.augment import LABELS
@@ -18,7 +17,14 @@ from sid_ray.teachers.model_directory import absolute, read_model_config, write_
 from sid_ray.teachers.modules import Handed
 from sid_ray.teachers.sources import convert, find_source, is_model_directory
 from sid_ray.teachers.untrained import write_untrained
-from sid_ray.training.run_directory import LEASE, RunDirectory, read_config, start_of, teacher_directory
+from sid_ray.training.run_directory import (
+    LEASE,
+    RunDirectory,
+    read_config,
+    start_of,
+    storage_errors,
+    teacher_directory,
+)
 
 
 def check_inputs(config: Config, handed: Handed = Handed()) -> None:
@@ -103,13 +109,13 @@ def claim(
     UserError, with nothing touched, if the configuration cannot run there or a live process holds the run.
     """
     run = RunDirectory.of(config)
-    what = run.address(run.path)
-    with _storage_errors(config):
+    what, cannot = run.address(run.path), _cannot_be_written(config)
+    with storage_errors(cannot):
         refuse_if_in_use(run.lease, what)
         run.pull()
     check_inputs(config, handed)
     _changes(config, run)
-    with _storage_errors(config):
+    with storage_errors(cannot):
         return take_lease(run.lease, what, say, on_loss)
 
 
@@ -119,13 +125,13 @@ def open_run(config: Config, owner: str | None = None, handed: Handed = Handed()
     `owner`: the lease that `claim` took. UserError, with nothing touched, if inputs are missing, the storage cannot
     be written, or the directory holds a run of a configuration that this one may not continue.
     """
-    run = RunDirectory.of(config, owner)
-    with _storage_errors(config):
+    run, cannot = RunDirectory.of(config, owner), _cannot_be_written(config)
+    with storage_errors(cannot):
         run.pull()
     if owner is None:
         check_inputs(config, handed)
     changed = _changes(config, run)
-    with _storage_errors(config):
+    with storage_errors(cannot):
         run.path.mkdir(parents=True, exist_ok=True)
         probe = run.path / f".write-test-{os.getpid()}"
         probe.write_text("")
@@ -137,19 +143,15 @@ def open_run(config: Config, owner: str | None = None, handed: Handed = Handed()
     elif not is_model_directory(teacher_directory(config, run), "teacher.path"):
         convert(config.teacher.path, run.teacher, config.teacher.licence, "teacher.path")
     if run.remote is not None:
-        with _storage_errors(config):
+        with storage_errors(cannot):
             run.remote.upload(run.config_yaml, run.config_yaml.name)
             if run.teacher.is_dir() and not had_its_own:
                 push(run.teacher, run.remote / run.teacher.name)
     return run, changed
 
 
-@contextmanager
-def _storage_errors(config: Config) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"run.storage: {config.run.storage!r} cannot be written: {error}") from error
+def _cannot_be_written(config: Config) -> str:
+    return f"{config.run.storage!r} cannot be written"
 
 
 def _changes(config: Config, run: RunDirectory) -> list[str]:

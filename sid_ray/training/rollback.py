@@ -8,18 +8,15 @@ of every seed and lowers the learning rates. So a worker that dies in between lo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from pydantic import BaseModel, ConfigDict
 
 from sid_ray.config import Config
-from sid_ray.errors import UserError
 from sid_ray.storage.mirror import Mirror
 from sid_ray.teachers.model_directory import write_text
 from sid_ray.training.checkpoints import best_name, complete_names, nimg_of
 from sid_ray.training.guard import Diverged, TrainingStopped
-from sid_ray.training.run_directory import RunDirectory
+from sid_ray.training.run_directory import RunDirectory, storage_errors
 
 ADVICE = (
     "Try lower --optimizer.generator_lr and --optimizer.fake_score_lr, a --method.alpha nearer to 1, or "
@@ -61,7 +58,7 @@ def discard_abandoned(run: RunDirectory) -> list[Rollback]:
 
     UserError if the storage fails.
     """
-    with _storage_errors(run):
+    with storage_errors(f"a rollback failed in {run.address(run.path)}"):
         rollbacks, depot = read_rollbacks(run), run.depot
         for name in depot.names() if rollbacks else []:
             marker = depot.marker(name)
@@ -73,7 +70,7 @@ def discard_abandoned(run: RunDirectory) -> list[Rollback]:
 
 def roll_back(run: RunDirectory, mirror: Mirror | None, trouble: Diverged) -> Rollback:
     """Note a rollback down; by one worker. Resuming then does the rest. UserError if the storage fails."""
-    with _storage_errors(run):
+    with storage_errors(f"a rollback failed in {run.address(run.path)}"):
         run.check_owner()
         rollbacks = read_rollbacks(run)
         rollback = Rollback(
@@ -120,11 +117,3 @@ def slowed(config: Config, rollbacks: int) -> Config:
     o, factor = config.optimizer, config.guard.rollback_lr_factor**rollbacks
     rates = {"generator_lr": o.generator_lr * factor, "fake_score_lr": o.fake_score_lr * factor}
     return config.model_copy(update={"optimizer": o.model_copy(update=rates)})
-
-
-@contextmanager
-def _storage_errors(run: RunDirectory) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"run.storage: a rollback failed in {run.address(run.path)}: {error}") from error

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from sid_ray.config import Config, parse_config
+from sid_ray.errors import UserError
 from sid_ray.storage import cache_folder
 from sid_ray.storage.depot import Depot, S3Depot
 from sid_ray.storage.lease import FilePlace, Place, S3Place, Taken, holds
@@ -168,6 +170,15 @@ class RunDirectory:
     def error_log(self) -> Path:
         """Traceback of the last failure."""
         return self.path / "error.log"
+
+
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """UserError, which says `what` failed, for an OSError inside."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"run.storage: {what}: {error}") from error
 
 
 def read_config(run: RunDirectory) -> Config | None:
