@@ -7,9 +7,11 @@ would take those gradients for the fake score's own.
 
 from __future__ import annotations
 
+import io
 import os
+import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -28,6 +30,8 @@ LARGEST_BUCKET = 12_288 * 4096
 
 def import_deepspeed() -> Any:
     """Import DeepSpeed, set up for the machine at hand."""
+    # It calls collectives that torch renames; nobody who runs this can do anything about it.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -40,6 +44,13 @@ def import_deepspeed() -> Any:
         # Else the first start compiles a shared-memory extension: a minute, a compiler, a lock that can hang.
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _initialize(**arguments: Any) -> Any:
+    """A new engine. In bf16 DeepSpeed prints its memory on the way, between our own lines of progress."""
+    deepspeed = import_deepspeed()
+    with redirect_stdout(io.StringIO()):
+        return deepspeed.initialize(dist_init_required=False, **arguments)[0]
 
 
 def _engine_config(config: Config, module: nn.Module, slots_per_rank: int, world_size: int) -> dict[str, Any]:
@@ -105,9 +116,7 @@ class TrainedNetwork:
         engine_config = _engine_config(config, denoiser, slots_per_rank, world.size)
         if self.stage == 0:
             engine_config["gradient_clipping"] = 0.0  # AdamWithEMA clips there, where it knows the norm anyway
-        self.engine, *_ = import_deepspeed().initialize(
-            model=denoiser, optimizer=optimizer, config=engine_config, dist_init_required=False
-        )
+        self.engine = _initialize(model=denoiser, optimizer=optimizer, config=engine_config)
         self.adam = optimizer
         self._create_optimizer_state(weights)
 
@@ -238,7 +247,7 @@ class TrainedNetwork:
 def wrap_frozen(module: nn.Module, config: Config, world: World, slots_per_rank: int) -> Any:
     """DeepSpeed's engine around a network that does not learn, which ZeRO-3 shards as the others."""
     engine_config = _engine_config(config, module, slots_per_rank, world.size)
-    return import_deepspeed().initialize(model=module, config=engine_config, dist_init_required=False)[0]
+    return _initialize(model=module, config=engine_config)
 
 
 def destroy_engine(engine: Any) -> None:

@@ -1,6 +1,9 @@
-"""The memory of a worker, predicted by purpose; benchmarks/planner.py compares it with what a worker takes."""
+"""The memory of a worker: predicted by purpose (benchmarks/planner.py compares), and kept between iterations."""
 
 from __future__ import annotations
+
+import ctypes
+import platform
 
 from sid_ray.config import Config, override
 from sid_ray.training.engines import LARGEST_BUCKET
@@ -48,3 +51,21 @@ def on_gpus(config: Config) -> Config:
     if config.engine.precision != "auto":
         return config
     return override(config, {"engine.precision": "bf16" if config.engine.zero_stage else "fp32"})
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt(3)."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the main memory that it frees, for the next iteration, instead of giving it back.
+
+    glibc returns large blocks at once, and the system hands them out again page by page, zeroed: a fifth of the time of
+    an iteration in float32 on two cores. The most memory taken stays the same. Nothing happens with another C library.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_TRIM_THRESHOLD, -1)  # never
+    # Blocks up to here come from the heap, which is kept; an old glibc allows 32 MiB at the most.
+    mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)

@@ -13,6 +13,7 @@ from sid_ray.config import Config
 from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.training.distributed import World
 from sid_ray.training.engines import TrainedNetwork, destroy_engine, wrap_frozen
+from sid_ray.training.memory import keep_freed_memory
 
 
 @dataclass
@@ -48,6 +49,8 @@ def build_networks(
 
     The given modules are taken over. `generator` and `fake_score` hold their initial float32 weights.
     """
+    if world.device.type == "cpu":
+        keep_freed_memory()
     dtype = torch.bfloat16 if config.engine.bf16 else torch.float32
     plain = copy.deepcopy(generator).to(world.device).eval().requires_grad_(False)
     for network in (teacher, generator, fake_score):

@@ -62,5 +62,6 @@ class AdamWithEMA(torch.optim.Adam):
 
     def _update_average(self, params: list[Tensor], beta: float) -> None:
         for p in params:
-            self.state[p].setdefault("ema", p.detach().clone())
+            if "ema" not in self.state[p]:
+                self.state[p]["ema"] = p.detach().clone()
         torch._foreach_lerp_([self.state[p]["ema"] for p in params], [p.detach() for p in params], 1 - beta)

@@ -245,14 +245,15 @@ class UNetBlock(nn.Module):
             self.proj = Conv2d(out_channels, out_channels, 1, init_last)
 
     def _attention(self, x: Tensor) -> Tensor:
-        # EDM interleaves q, k, v innermost within each head's channels.
         n, c, h, w = x.shape
+        # EDM interleaves q, k, v innermost within each head's channels. Fused kernels want each apart: (n, heads,
+        # h*w, c/heads) with the last dimension contiguous.
         qkv = self.qkv(self.norm2(x)).reshape(n, self.heads, c // self.heads, 3, h * w)
-        q, k, v = (part.transpose(-1, -2) for part in qkv.unbind(3))  # (n, heads, h*w, c/heads)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind()
         attended = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(n, c, h, w)
-        if x.is_contiguous(memory_format=torch.channels_last):
-            attended = attended.contiguous(memory_format=torch.channels_last)
-        return self.proj(attended)
+        # Else the strides that come out decide the layout, and the cost, of all that follows.
+        memory_format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        return self.proj(attended.contiguous(memory_format=memory_format))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Features (N, in_channels, H, W) and embedding (N, emb_channels) -> (N, out_channels, H', W')."""
