@@ -96,11 +96,12 @@ def test_the_command_needs_no_ray_and_writes_only_what_it_is_asked_to(tmp_path):
     """A random teacher is drawn, not written; a file that is there is not overwritten."""
     code = "import sys; sys.modules['ray'] = None; from sid_ray.cli import main; main()"
     sizes = ["--batch.size", "2", "--engine.micro_batch", "2", "--teacher.random", "true"]
-    options = [*sizes, "--repeat", "1", "--warm-up", "0", "--json", "report.json"]
+    options = [*sizes, "--repeat", "1", "--warm-up", "0", "--json", "report.json", "--engine.precision", "bf16"]
     command = [sys.executable, "-c", code, "bench", "digits", *options]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert "bf16_optimizer" not in done.stdout, "DeepSpeed's own lines"
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["preset"] == "digits" and report["repetitions"] == 1
