@@ -58,6 +58,7 @@ bench: install
 		--json bench/loop-cifar10.json
 	$(BIN)/python -m benchmarks.overheads job --json bench/job.json
 	$(BIN)/python -m benchmarks.overheads start --json bench/start.json
+	$(BIN)/python -m benchmarks.fid --json bench/fid.json
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks import fid
 from benchmarks.compare import configuration
 from benchmarks.modes import count_published
 from benchmarks.plain import plain_iteration
@@ -36,6 +37,13 @@ def test_the_step_without_engines_is_ours(tiny_teacher):
     for nimg in (0, 4):
         torch.testing.assert_close(torch.stack(plain(nimg)), torch.stack(ours(nimg)), rtol=1e-4, atol=1e-5)
     networks.destroy()
+
+
+def test_the_fid_of_the_untrained_generator_is_that_of_its_record():
+    """2,000 images, as `sid-ray teach` measured it; the batch and bf16 change little."""
+    row = fid.measure("builtin:digits", 2000, batch=500)
+    assert row["FID fp32"] == pytest.approx(86.030, abs=0.01)
+    assert row["FID bf16"] == pytest.approx(row["FID fp32"], rel=0.02) != row["FID fp32"]
 
 
 @pytest.mark.slow
