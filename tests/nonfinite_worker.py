@@ -1,4 +1,4 @@
-"""Under torchrun: poison one slot's draws for one network, and record who stepped."""
+"""On ranks: poison one slot's draws for one network, and record who stepped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Under torchrun: runs whose draws are NaN for a while, one after the other in one process; see `main`."""
+"""On ranks: runs whose draws are NaN for a while, one after the other in one process; see `main`."""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ import yaml
 
 from sid_ray.config import load_config
 from sid_ray.training.board import read_metrics
-from tests.launching import FEW, command, torchrun
+from tests.launching import FEW, command
+from tests.ranks import on_ranks
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -26,7 +27,7 @@ def test_a_task_of_its_own_measures_the_same(tmp_path):
     overrides = {name.removeprefix("--"): value for name, value in zip(FEW[::2], FEW[1::2], strict=True)}
     inline = load_config("digits", overrides | often | {"run.name": "inline", "run.storage": str(tmp_path / "runs")})
     (tmp_path / "inline.yaml").write_text(yaml.safe_dump(inline.model_dump(mode="json")))
-    torchrun(1, "tests.job_worker", str(tmp_path / "inline.yaml"))
+    on_ranks(1, "tests.job_worker", str(tmp_path / "inline.yaml"))
     expected = fids(tmp_path / "runs" / "inline")
     assert len(expected) > 4
     assert fids(tmp_path / "runs" / "beside") == pytest.approx(expected, rel=1e-6)

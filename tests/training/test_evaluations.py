@@ -12,7 +12,7 @@ from sid_ray.training.distributed import join_world
 from sid_ray.training.evaluations import MOST_WAITING, evaluations
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory
-from tests.launching import torchrun
+from tests.ranks import on_ranks
 
 
 class Elsewhere:
@@ -143,7 +143,7 @@ def story(run):
 
 @pytest.mark.distributed
 def test_both_modes_tell_the_same(job):
-    torchrun(2, "tests.job_worker", job("inline", **OFTEN), job("async", evaluation__mode="async", **OFTEN))
+    on_ranks(2, "tests.job_worker", job("inline", **OFTEN), job("async", evaluation__mode="async", **OFTEN))
     assert_the_same_story(job.runs / "async", job.runs / "inline")
 
 
@@ -153,8 +153,8 @@ def test_a_run_cut_in_half_tells_the_same(job):
     """And another whose second half is inline."""
     halves = {name: {"evaluation__mode": "async", **OFTEN} for name in ("halves", "changed")}
     first = [job(name, run__total_kimg=0.048, **settings) for name, settings in halves.items()]
-    torchrun(2, "tests.job_worker", job("inline", **OFTEN), *first)
-    torchrun(2, "tests.job_worker", job("halves", **halves["halves"]), job("changed", **OFTEN))
+    on_ranks(2, "tests.job_worker", job("inline", **OFTEN), *first)
+    on_ranks(2, "tests.job_worker", job("halves", **halves["halves"]), job("changed", **OFTEN))
     for name in halves:
         assert_the_same_story(job.runs / name, job.runs / "inline")
 

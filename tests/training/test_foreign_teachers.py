@@ -15,7 +15,8 @@ from sid_ray.training.board import read_metrics
 from sid_ray.training.checkpoints import ROLES, complete_checkpoints, read_progress
 from sid_ray.training.opening import check_inputs, open_run
 from tests.diffusers_folders import write_pipeline
-from tests.launching import FEW, command, torchrun, upload
+from tests.launching import FEW, command, upload
+from tests.ranks import on_ranks
 from tests.training.test_worker import assert_same, end_state
 
 CARD = "---\nlicense: openrail\n---\n"
@@ -37,7 +38,7 @@ def test_a_diffusers_folder_is_distilled_at_every_corner(job, pipeline):
         "stage3": job("stage3", run__total_kimg=0.32, engine__zero_stage=3, **settings),
         "bf16": job("bf16", run__total_kimg=0.128, engine__zero_stage=3, engine__precision="bf16", **settings),
     }
-    torchrun(2, "tests.job_worker", *jobs.values())
+    on_ranks(2, "tests.job_worker", *jobs.values())
     shutil.rmtree(pipeline)
     start = load_file(job.runs / "stage1" / "teacher" / "model.safetensors")
     ends = {name: end_state(job.runs / name) for name in jobs}
@@ -93,9 +94,9 @@ def test_workers_fetch_teacher_and_warm_start_themselves(job, tiny_teacher, buck
     teacher = upload(tiny_teacher, bucket, "teacher")
     local = {"engine__micro_batch": 8, "teacher__path": str(tiny_teacher), "init__fake_score": str(tiny_teacher)}
     remote = {"engine__micro_batch": 8, "teacher__path": teacher, "init__fake_score": f"{teacher}/"}
-    torchrun(2, "tests.job_worker", job("local", **local), job("remote", run__total_kimg=0.048, **remote))
+    on_ranks(2, "tests.job_worker", job("local", **local), job("remote", run__total_kimg=0.048, **remote))
     shutil.rmtree(cache_folder())
-    torchrun(2, "tests.job_worker", job("remote", **remote))
+    on_ranks(2, "tests.job_worker", job("remote", **remote))
     assert read_progress(complete_checkpoints(job.runs / "remote" / "checkpoints")[0]).nimg == 96
     assert_same(end_state(job.runs / "remote"), end_state(job.runs / "local"))
     assert not (job.runs / "remote" / "teacher").exists()

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.launching import torchrun
+from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -21,7 +21,7 @@ MATRIX = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "
 )
 def test_poisoned_steps_are_skipped_and_counted(ranks, variants, tiny_teacher, tmp_path):
     out = tmp_path / "result.pt"
-    torchrun(ranks, "tests.nonfinite_worker", str(tiny_teacher), str(out), json.dumps(variants))
+    on_ranks(ranks, "tests.nonfinite_worker", str(tiny_teacher), str(out), json.dumps(variants))
     results = torch.load(out, weights_only=True)
     assert len(results) == 2 * len(variants)
     for where, r in results.items():

@@ -14,8 +14,9 @@ from sid_ray.evaluation.statistics import load_reference
 from sid_ray.teachers.model_directory import read_model_config
 from sid_ray.teachers.sources import load_generator
 from sid_ray.training.opening import open_run
-from tests.launching import ROOT, torchrun
+from tests.launching import ROOT
 from tests.own_networks import LabelledMLP, teacher
+from tests.ranks import on_ranks
 from tests.training.test_worker import assert_same, end_state
 
 pytestmark = pytest.mark.distributed
@@ -44,11 +45,11 @@ def test_resume_is_bitwise_and_fits_once(job, variants):
              for stage, precision in variants}  # fmt: skip
     whole = [job(f"whole-{n}", **o) for n, o in names.items()]
     parts = [job(f"parts-{n}", run__total_kimg=0.048, **o) for n, o in names.items()]
-    first = torchrun(2, "tests.job_worker", *whole, *parts)
+    first = on_ranks(2, "tests.job_worker", *whole, *parts)
     assert "student: 0.3 of 0.32 kimg of its fit" in first
     fitted = {n: (job.runs / f"parts-{n}" / "student.safetensors").read_bytes() for n in names}
     references = {n: (job.runs / f"parts-{n}" / "reference.npz").read_bytes() for n in names}
-    again = torchrun(2, "tests.job_worker", *(job(f"parts-{n}", **o) for n, o in names.items()))
+    again = on_ranks(2, "tests.job_worker", *(job(f"parts-{n}", **o) for n, o in names.items()))
     assert "student:" not in again
     for name in names:
         assert (job.runs / f"parts-{name}" / "student.safetensors").read_bytes() == fitted[name]
@@ -59,7 +60,7 @@ def test_resume_is_bitwise_and_fits_once(job, variants):
 def test_workers_share_the_fit_the_reference_and_the_images(job):
     """One and two workers: the same student, the same reference statistics, the same run."""
     for ranks in (1, 2):
-        torchrun(ranks, "tests.job_worker", job(f"on{ranks}", **OWN))
+        on_ranks(ranks, "tests.job_worker", job(f"on{ranks}", **OWN))
     one, two = job.runs / "on1", job.runs / "on2"
     alone, shared = load_file(one / "student.safetensors"), load_file(two / "student.safetensors")
     assert alone.keys() == shared.keys() == LabelledMLP().state_dict().keys()
@@ -72,7 +73,7 @@ def test_workers_share_the_fit_the_reference_and_the_images(job):
 
 
 def test_the_fit_approaches_the_teacher_and_the_run_tells_where_its_generator_comes_from(job):
-    torchrun(1, "tests.job_worker", job("fit", **(OWN | {"init__fit_kimg": 8, "teacher__licence": "mine"})))
+    on_ranks(1, "tests.job_worker", job("fit", **(OWN | {"init__fit_kimg": 8, "teacher__licence": "mine"})))
     run = job.runs / "fit"
     fitted, untrained = LabelledMLP().eval(), LabelledMLP().eval()
     fitted.load_state_dict(load_file(run / "student.safetensors"))
@@ -94,10 +95,10 @@ def test_the_fit_approaches_the_teacher_and_the_run_tells_where_its_generator_co
 
 def test_a_warm_start_from_a_former_run_of_own_networks(job):
     """Both networks warm: nothing is fitted, and the generator starts as the former run's best one."""
-    torchrun(1, "tests.job_worker", job("former", **OWN))
+    on_ranks(1, "tests.job_worker", job("former", **OWN))
     former = str(job.runs / "former" / "generator")
     warm = {"init__generator": former, "init__fake_score": former, "optimizer__generator_lr": 1e-9}
-    output = torchrun(1, "tests.job_worker", job("warm", **(OWN | warm)))
+    output = on_ranks(1, "tests.job_worker", job("warm", **(OWN | warm)))
     assert "student:" not in output and not (job.runs / "warm" / "student.safetensors").exists()
     expected = load_file(job.runs / "former" / "generator" / "model.safetensors")
     for name, tensor in load_file(job.runs / "warm" / "generator" / "model.safetensors").items():
@@ -105,7 +106,7 @@ def test_a_warm_start_from_a_former_run_of_own_networks(job):
 
 
 def test_another_student_or_teacher_is_another_run(job):
-    torchrun(1, "tests.job_worker", job("own", run__total_kimg=0.016, **OWN))
+    on_ranks(1, "tests.job_worker", job("own", run__total_kimg=0.016, **OWN))
     for change in ({"init__student": None}, {"init__fit_kimg": 1}, {"evaluation__reference": "builtin:digits"}):
         with pytest.raises(UserError):
             open_run(load_config(job("own", **(OWN | change))))

@@ -10,7 +10,7 @@ from sid_ray.errors import UserError
 from sid_ray.teachers.model_directory import ASSETS
 from sid_ray.training.checkpoints import complete_checkpoints, read_progress
 from tests.alone import Recorder, train
-from tests.launching import torchrun
+from tests.ranks import on_ranks
 from tests.training.test_worker import assert_same, end_state
 
 WHOLE = {"run__total_kimg": 0.384, "run__checkpoint_every_kimg": 1, "run__report_every_kimg": 0.192}
@@ -33,14 +33,14 @@ STAGES = (0, 1, 2, 3)
 def test_a_checkpoint_goes_on_at_another_stage_and_world_size(job, before, after, stages):
     """20 steps after the move, weights and average are within 1e-5 of those of the run that stayed."""
     stayed = stages[0][0]
-    torchrun(
+    on_ranks(
         before,
         "tests.job_worker",
         job("stayed", engine__zero_stage=stayed, **WHOLE),
         *(job(f"to{t}", engine__zero_stage=s, **PARTS) for s, t in stages),
         timeout=900,
     )
-    torchrun(after, "tests.job_worker", *(job(f"to{t}", engine__zero_stage=t, **WHOLE) for _, t in stages), timeout=900)
+    on_ranks(after, "tests.job_worker", *(job(f"to{t}", engine__zero_stage=t, **WHOLE) for _, t in stages), timeout=900)
     expected = end_state(job.runs / "stayed")
     for _, target in stages:
         tolerance = 0.0 if before == after and target == stayed else 1e-5

@@ -13,8 +13,8 @@ from sid_ray.training.checkpoints import complete_checkpoints, complete_names, n
 from sid_ray.training.rollback import best_before, read_rollbacks, slowed
 from sid_ray.training.run_directory import RunDirectory
 from tests.alone import Recorder, train
-from tests.launching import torchrun
 from tests.poisoned_worker import PoisonedDraws
+from tests.ranks import on_ranks
 from tests.training.test_worker import assert_same, end_state
 
 distributed = pytest.mark.distributed
@@ -64,14 +64,14 @@ def test_rolling_back_is_leaving_and_resuming(job, tmp_path, variants):
     jobs = [{"config": job(f"whole-{name}", **o), **poison} for name, o in settings.items()]
     jobs += [{"config": job(f"lost-{name}", **o), **poison, "leave": True} for name, o in settings.items()]
     out = tmp_path / "results.json"
-    torchrun(2, "tests.poisoned_worker", str(out), json.dumps(jobs))
+    on_ranks(2, "tests.poisoned_worker", str(out), json.dumps(jobs))
     results = json.loads(out.read_text())
     assert [r["stopped"] for r in results] == [""] * len(settings) + ["left"] * len(settings)
     # The first life's networks, optimizers and graphs are gone, not only unused.
     assert all(r["left"] < 100_000 for r in results), results
     for name in settings:  # what is abandoned still lies there
         assert complete_checkpoints(job.runs / f"lost-{name}" / "checkpoints")[0].name == "nimg-000000000080"
-    torchrun(2, "tests.job_worker", *(job(f"lost-{name}", **o) for name, o in settings.items()))
+    on_ranks(2, "tests.job_worker", *(job(f"lost-{name}", **o) for name, o in settings.items()))
     for name in settings:
         whole, again = RunDirectory(job.runs / f"whole-{name}"), RunDirectory(job.runs / f"lost-{name}")
         assert_same(end_state(again.path), end_state(whole.path))
@@ -121,7 +121,7 @@ def test_policies_on_a_learning_rate_far_too_high(job, tmp_path):
     unpoisoned = {"poison_from": 0, "lives": 0}
     out = tmp_path / "results.json"
     todo = [{"config": job(name, **o), **unpoisoned} for name, o in jobs.items()]
-    output = torchrun(2, "tests.poisoned_worker", str(out), json.dumps(todo))
+    output = on_ranks(2, "tests.poisoned_worker", str(out), json.dumps(todo))
     warn, stop, rollback = (RunDirectory(job.runs / name) for name in jobs)
     went_on, stopped, gave_up = (r["stopped"] for r in json.loads(out.read_text()))
     assert went_on == "" and json.loads(warn.summary.read_text())["nimg"] == 192

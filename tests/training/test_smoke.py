@@ -18,7 +18,7 @@ from sid_ray.training.checkpoints import complete_checkpoints, read_network, rea
 from sid_ray.training.opening import open_run
 from sid_ray.training.progress import Progress
 from sid_ray.training.run_directory import RunDirectory
-from tests.launching import torchrun
+from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.distributed
 NO_FID = {"evaluation.num_images": 0, "run.sample_images": 0}
@@ -27,11 +27,11 @@ NO_FID = {"evaluation.num_images": 0, "run.sample_images": 0}
 def test_random_teacher_without_fid_and_with_class_weights(job, tiny_teacher, capsys):
     """One run, resumed: labelled everywhere, measured nowhere, and its generator draws only what it learned."""
     settings = {"teacher__random": True, "evaluation__num_images": 0, "method__class_weights": [0, 0, 1] + [0] * 7}
-    torchrun(1, "tests.job_worker", job("smoke", run__total_kimg=0.048, **settings))
+    on_ranks(1, "tests.job_worker", job("smoke", run__total_kimg=0.048, **settings))
     run = RunDirectory(job.runs / "smoke")
     teacher = (run.teacher / "model.safetensors").read_bytes()
     path = job("smoke", **settings)
-    torchrun(1, "tests.job_worker", path)
+    on_ranks(1, "tests.job_worker", path)
     assert read_progress(complete_checkpoints(run.checkpoints)[0]).nimg == 96
     assert (run.teacher / "model.safetensors").read_bytes() == teacher
 
@@ -104,7 +104,7 @@ def test_a_preset_runs_at_full_size(name, engine, tmp_path):
     config = load_config(name, NO_FID | engine | shorter | {"run.storage": str(tmp_path)})
     file = tmp_path / "job.yaml"
     file.write_text(config.to_yaml())
-    torchrun(1, "tests.job_worker", str(file), timeout=1200)
+    on_ranks(1, "tests.job_worker", str(file), timeout=1200)
     run = RunDirectory.of(config)
     checkpoint = complete_checkpoints(run.checkpoints)[0]
     progress = read_progress(checkpoint)

@@ -11,7 +11,7 @@ from sid_ray.training.opening import open_run
 from sid_ray.training.outside import PlainOutside
 from sid_ray.training.run_directory import start_of
 from sid_ray.training.settling import computes_in_bf16, settle
-from tests.launching import torchrun
+from tests.ranks import on_ranks
 from tests.training.test_worker import assert_same, end_state
 
 pytestmark = pytest.mark.distributed
@@ -27,7 +27,7 @@ def test_checkpointing_and_layout_change_nothing(job):
         "checkpointing-stage3": {"engine__activation_checkpointing": True, "engine__zero_stage": 3},
         "channels-last": {"engine__channels_last": True},
     }
-    torchrun(1, "tests.job_worker", *(job(name, **(SMALL | settings)) for name, settings in variants.items()))
+    on_ranks(1, "tests.job_worker", *(job(name, **(SMALL | settings)) for name, settings in variants.items()))
     plain = end_state(job.runs / "plain")
     for name in variants:
         assert_same(end_state(job.runs / name), plain, tolerance=1e-5)
@@ -36,9 +36,9 @@ def test_checkpointing_and_layout_change_nothing(job):
 @pytest.mark.slow
 def test_compiled_networks_follow_the_others(job):
     """The same masks as without, and the same again in a rebuilt forward pass (memory minimal)."""
-    torchrun(1, "tests.job_worker", job("plain", **SMALL))
+    on_ranks(1, "tests.job_worker", job("plain", **SMALL))
     for name, settings in {"compiled": {}, "compiled-minimal": {"method__memory": "minimal"}}.items():
-        torchrun(1, "tests.job_worker", job(name, engine__compile=True, **(SMALL | settings)), timeout=1200)
+        on_ranks(1, "tests.job_worker", job(name, engine__compile=True, **(SMALL | settings)), timeout=1200)
         assert_same(end_state(job.runs / name), end_state(job.runs / "plain"), tolerance=1e-5)
 
 
@@ -68,9 +68,9 @@ def test_auto_is_settled_once_per_run(job):
 @pytest.mark.slow
 def test_a_run_with_auto_goes_on_with_more_workers(job):
     settings = SMALL | {"engine__micro_batch": "auto", "engine__precision": "auto"}
-    said = torchrun(1, "tests.job_worker", job("auto", **settings))
+    said = on_ranks(1, "tests.job_worker", job("auto", **settings))
     assert "engine.micro_batch auto is 8" in said and "engine.precision auto is" in said
-    said = torchrun(2, "tests.job_worker", job("auto", **(settings | {"run__total_kimg": 0.048})))
+    said = on_ranks(2, "tests.job_worker", job("auto", **(settings | {"run__total_kimg": 0.048})))
     assert "auto is" not in said
     assert read_progress(complete_checkpoints(job.runs / "auto" / "checkpoints")[0]).nimg == 48
 

@@ -13,7 +13,7 @@ from sid_ray.training.board import read_metrics
 from sid_ray.training.checkpoints import ROLES, complete_checkpoints, read_network, read_progress
 from sid_ray.training.opening import open_run
 from tests.golden_numbers import GOLDEN
-from tests.launching import torchrun
+from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -56,8 +56,8 @@ def test_resume_is_bitwise_and_tells_nothing_twice(job, variants):
     settings = {n: {"engine__zero_stage": s, "engine__precision": p} for n, (s, p) in names.items()}
     whole = [job(f"whole-{n}", **o) for n, o in settings.items()]
     parts = [job(f"parts-{n}", run__total_kimg=0.048, **o) for n, o in settings.items()]
-    torchrun(2, "tests.job_worker", *whole, *parts)
-    torchrun(2, "tests.job_worker", *(job(f"parts-{n}", **o) for n, o in settings.items()))
+    on_ranks(2, "tests.job_worker", *whole, *parts)
+    on_ranks(2, "tests.job_worker", *(job(f"parts-{n}", **o) for n, o in settings.items()))
     for name, (_, precision) in names.items():
         whole, parts = end_state(job.runs / f"whole-{name}"), end_state(job.runs / f"parts-{name}")
         assert any(not torch.equal(whole[k], whole[k.replace(".ema", ".weight")]) for k in whole if k.endswith(".ema"))
@@ -82,22 +82,22 @@ def test_world_size_never_changes_the_maths(job, variants):
             job(f"on{ranks}-{name}", batch__size=size, engine__zero_stage=stage, run__total_kimg=3 * size / 1000)
             for name, (size, stage) in jobs.items()
         ]
-        torchrun(ranks, "tests.job_worker", *paths)
+        on_ranks(ranks, "tests.job_worker", *paths)
     for name in jobs:
         assert_same(end_state(job.runs / f"on2-{name}"), end_state(job.runs / f"on1-{name}"), tolerance=1e-5)
 
 
 def test_a_checkpoint_continues_at_another_stage_and_world_size(job):
-    torchrun(2, "tests.job_worker", job("moved", run__total_kimg=0.048), job("stayed", run__total_kimg=0.048))
-    torchrun(2, "tests.job_worker", job("stayed"))
-    torchrun(1, "tests.job_worker", job("moved", engine__zero_stage=3))
+    on_ranks(2, "tests.job_worker", job("moved", run__total_kimg=0.048), job("stayed", run__total_kimg=0.048))
+    on_ranks(2, "tests.job_worker", job("stayed"))
+    on_ranks(1, "tests.job_worker", job("moved", engine__zero_stage=3))
     assert_same(end_state(job.runs / "moved"), end_state(job.runs / "stayed"), tolerance=1e-5)
 
 
 def test_memory_modes_and_shared_latents(job):
     """`lean` and `minimal` follow `fast` to rounding with dropout on; shared latents are another, working, run."""
     modes = [job(mode, method__memory=mode, batch__size=4) for mode in ("fast", "lean", "minimal")]
-    torchrun(1, "tests.job_worker", *modes, job("shared", method__latents="shared", batch__size=4))
+    on_ranks(1, "tests.job_worker", *modes, job("shared", method__latents="shared", batch__size=4))
     fast = end_state(job.runs / "fast")
     assert_same(end_state(job.runs / "lean"), fast, tolerance=1e-5)
     assert_same(end_state(job.runs / "minimal"), fast, tolerance=1e-5)
@@ -108,8 +108,8 @@ def test_memory_modes_and_shared_latents(job):
 def test_augmented_images_do_not_depend_on_the_workers(job):
     """The packaged digits teacher takes the labels: 1 and 2 workers agree, and it is not the run without."""
     settings = {"teacher__path": "builtin:digits", "method__augment": 0.3, "run__total_kimg": 0.048}
-    torchrun(1, "tests.job_worker", job("aug1", **settings), job("plain", **(settings | {"method__augment": 0.0})))
-    torchrun(2, "tests.job_worker", job("aug2", **settings))
+    on_ranks(1, "tests.job_worker", job("aug1", **settings), job("plain", **(settings | {"method__augment": 0.0})))
+    on_ranks(2, "tests.job_worker", job("aug2", **settings))
     augmented = end_state(job.runs / "aug1")
     assert_same(end_state(job.runs / "aug2"), augmented, tolerance=1e-5)
     plain = end_state(job.runs / "plain")
@@ -122,7 +122,7 @@ def test_a_pickle_is_converted_once_and_its_licence_travels(job, tmp_path):
     shutil.copy(GOLDEN / "networks" / "ddpmpp_cond.pkl", source)
     measured = {"evaluation__features": "pixels", "evaluation__reference": "teacher"}  # its images are 16x16
     settings = {"teacher__path": str(source), "batch__size": 8, "method__augment": 0.12, **measured}
-    torchrun(1, "tests.job_worker", job("pickle", run__total_kimg=0.024, **settings))
+    on_ranks(1, "tests.job_worker", job("pickle", run__total_kimg=0.024, **settings))
     run = job.runs / "pickle"
     generator = read_model_config(str(run / "generator"))
     assert generator.licence == "CC BY-NC-SA 4.0" and generator.provenance["teacher"] == "edm-tiny.pkl"
@@ -132,27 +132,27 @@ def test_a_pickle_is_converted_once_and_its_licence_travels(job, tmp_path):
     with pytest.raises(UserError, match="not the file that this run began with"):
         open_run(load_config(job("pickle", run__total_kimg=0.048, **settings)))
     source.unlink()
-    torchrun(1, "tests.job_worker", job("pickle", run__total_kimg=0.048, **settings))
+    on_ranks(1, "tests.job_worker", job("pickle", run__total_kimg=0.048, **settings))
     assert read_progress(complete_checkpoints(run / "checkpoints")[0]).nimg == 48
 
 
 def test_half_written_and_damaged_checkpoints_are_passed_over(job):
-    torchrun(1, "tests.job_worker", job("damaged"))
+    on_ranks(1, "tests.job_worker", job("damaged"))
     folder = job.runs / "damaged" / "checkpoints"
     newest, older = complete_checkpoints(folder)
     next(newest.glob("generator-*")).write_bytes(b"cut short")
     assert complete_checkpoints(folder) == [older]
     (older / "complete.json").unlink()
     assert complete_checkpoints(folder) == []
-    torchrun(1, "tests.job_worker", job("damaged"))
+    on_ranks(1, "tests.job_worker", job("damaged"))
     assert read_progress(complete_checkpoints(folder)[0]).nimg == 96
 
 
 def test_tensorboard_and_samples(job):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    torchrun(1, "tests.job_worker", job("board", run__total_kimg=0.048, evaluation__every_kimg=0.064))
-    torchrun(1, "tests.job_worker", job("board", evaluation__every_kimg=0.064))
+    on_ranks(1, "tests.job_worker", job("board", run__total_kimg=0.048, evaluation__every_kimg=0.064))
+    on_ranks(1, "tests.job_worker", job("board", evaluation__every_kimg=0.064))
     run = job.runs / "board"
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
