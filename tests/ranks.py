@@ -30,24 +30,25 @@ def on_ranks(ranks: int, module: str, *arguments: str, timeout: float = 300) -> 
     """Run `python -m module` on gloo ranks as torchrun does and return their output; fails with it."""
     _start_server()
     context, port = multiprocessing.get_context("forkserver"), _free_port()
+    processes = []
     with tempfile.NamedTemporaryFile("r") as output:
-        processes = []
-        for rank in range(ranks):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            environment = dict(os.environ) | ONE_THREAD | place | meeting
-            process = context.Process(target=_rank, args=(module, arguments, environment, output.name), daemon=True)
-            process.start()
-            processes.append(process)
-        give_up = time.monotonic() + timeout
-        while any(p.is_alive() for p in processes) and not any(p.exitcode for p in processes):
-            if time.monotonic() > give_up:
-                break
-            time.sleep(0.02)
-        failed = any(p.exitcode != 0 for p in processes)
-        for p in processes:
-            p.kill()
-            p.join()
+        try:
+            for rank in range(ranks):
+                place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+                meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                environment = dict(os.environ) | ONE_THREAD | place | meeting
+                processes.append(context.Process(target=_rank, args=(module, arguments, environment, output.name)))
+                processes[-1].start()
+            give_up = time.monotonic() + timeout
+            while any(p.is_alive() for p in processes) and not any(p.exitcode for p in processes):
+                if time.monotonic() > give_up:
+                    break
+                time.sleep(0.02)
+            failed = any(p.exitcode != 0 for p in processes)
+        finally:
+            for p in processes:  # one that fails leaves the others waiting for it
+                p.kill()
+                p.join()
         said = output.read()
     assert not failed, said[-30_000:]
     return said
