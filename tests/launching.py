@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,13 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
         bufsize=1,
         env=environment(),
     )
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def torchrun(ranks: int, module: str, *arguments: str, timeout: float = 300) -> str:

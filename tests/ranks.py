@@ -6,14 +6,13 @@ import functools
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 import tempfile
 import time
 from multiprocessing import forkserver
 from unittest import mock
 
-from tests.launching import ROOT
+from tests.launching import ROOT, free_port
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
@@ -29,7 +28,7 @@ def _start_server() -> None:
 def on_ranks(ranks: int, module: str, *arguments: str, timeout: float = 300) -> str:
     """Run `python -m module` on gloo ranks as torchrun does and return their output; fails with it."""
     _start_server()
-    context, port = multiprocessing.get_context("forkserver"), _free_port()
+    context, port = multiprocessing.get_context("forkserver"), free_port()
     processes = []
     with tempfile.NamedTemporaryFile("r") as output:
         try:
@@ -37,20 +36,21 @@ def on_ranks(ranks: int, module: str, *arguments: str, timeout: float = 300) -> 
                 place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
                 meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 environment = dict(os.environ) | ONE_THREAD | place | meeting
-                processes.append(context.Process(target=_rank, args=(module, arguments, environment, output.name)))
-                processes[-1].start()
+                process = context.Process(target=_rank, args=(module, arguments, environment, output.name))
+                process.start()
+                processes.append(process)
             give_up = time.monotonic() + timeout
             while any(p.is_alive() for p in processes) and not any(p.exitcode for p in processes):
                 if time.monotonic() > give_up:
                     break
                 time.sleep(0.02)
-            failed = any(p.exitcode != 0 for p in processes)
+            codes = [p.exitcode for p in processes]
         finally:
             for p in processes:  # one that fails leaves the others waiting for it
                 p.kill()
                 p.join()
         said = output.read()
-    assert not failed, said[-30_000:]
+    assert codes == [0] * ranks, f"exit codes {codes}; None: still running, after {timeout} s at most\n{said[-30_000:]}"
     return said
 
 
@@ -63,10 +63,3 @@ def _rank(module: str, arguments: tuple[str, ...], environment: dict[str, str], 
         os.dup2(file, stream)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
-    sys.stdout.flush()
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])

@@ -68,5 +68,6 @@ def keep_freed_memory() -> None:
         return
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(M_TRIM_THRESHOLD, -1)  # never
-    # Blocks up to here come from the heap, which is kept; an old glibc allows 32 MiB at the most.
-    mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)
+    # Blocks up to here come from the heap, which is kept; an old glibc refuses more than 32 MiB.
+    if not mallopt(M_MMAP_THRESHOLD, 2**30):
+        mallopt(M_MMAP_THRESHOLD, 2**25)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from sid_ray.launch.board import EVENTS, find_runs, serve_board
 from sid_ray.storage import s3_client
 from sid_ray.storage.following import follow
 from sid_ray.storage.s3 import S3Folder
-from tests.launching import ROOT, upload
+from tests.launching import ROOT, free_port, upload
 
 SECONDS = 90
 
@@ -32,9 +31,7 @@ def write(folder, *losses, start=0):
 @contextmanager
 def board(where, tmp_path):
     """`sid-ray board` as a process; yields a function that asks it: path -> JSON."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = tmp_path / "board.log"
     command = [sys.executable, "-m", "sid_ray", "board", str(where), "--port", str(port), "--every", "1"]
     with log.open("w") as output:

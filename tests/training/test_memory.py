@@ -31,5 +31,6 @@ def page_faults(how: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_freed_memory_is_used_again_without_asking_the_system() -> None:
-    assert page_faults("keep") < 100
-    assert page_faults("give back") > 1000
+    kept, given_back = page_faults("keep"), page_faults("give back")
+    assert kept < 100
+    assert given_back > 10 * max(kept, 10)  # not many where pages are huge ones always
