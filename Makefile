@@ -34,11 +34,15 @@ install-cluster: $(VENV)/.installed-cluster
 run: install
 	$(BIN)/sid-ray distill digits
 
+# Two processes, whatever the number of cores: much of the time is waiting for Ray to start, and more clusters at once
+# only get into each other's way.
+TWO := -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 test-all: install
-	$(BIN)/python -m pytest -m "(slow or not slow) and not faults"
+	$(BIN)/python -m pytest $(TWO) -m "(slow or not slow) and not faults"
 
 test-faults: install
 	$(BIN)/python -m pytest tests/faults -m "faults or not faults"

@@ -13,6 +13,18 @@ hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What `make test` gives to one process (`pytest -n`): a module, or all that needs the run that `whole` makes.
+
+    Ray's tests come first: they take longest, and what is left at the end is small enough to share out evenly.
+    """
+    for item in items:
+        group = "whole" if "whole" in item.fixturenames else item.module.__name__
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
