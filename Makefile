@@ -36,7 +36,7 @@ run: install
 
 # Two processes, whatever the number of cores: much of the time is waiting for Ray to start, and more clusters at once
 # only get into each other's way.
-TWO := -n 2 --dist loadgroup --no-loadscope-reorder
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install
 	$(BIN)/python -m pytest $(TWO)

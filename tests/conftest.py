@@ -3,6 +3,7 @@
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 
 from sid_ray.teachers.model_directory import ModelConfig, save_model
 from tests.golden_numbers import golden_denoiser, load_golden
@@ -13,16 +14,9 @@ hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What `make test` gives to one process (`pytest -n`): a module, or all that needs the run that `whole` makes.
-
-    Ray's tests come first: they take longest, and what is left at the end is small enough to share out evenly.
-    """
-    for item in items:
-        group = "whole" if "whole" in item.fixturenames else item.module.__name__
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    """What takes long comes first: `make test` shares the files out over two processes, in this order."""
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is None, item.get_closest_marker("distributed") is None))
 
 
 @pytest.fixture(autouse=True)
@@ -80,12 +74,21 @@ def job_writer(tmp_path, teacher):
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory):
-    """An uninterrupted short run of the digits preset on Ray: (working directory, what it printed)."""
-    folder = tmp_path_factory.mktemp("whole")
-    done = command(*SHORT, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout
+def whole(tmp_path_factory, worker_id):
+    """An uninterrupted short run of the digits preset on Ray: (working directory, what it printed).
+
+    Made once, by whichever of `make test`'s processes needs it first; nobody changes what it left.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "whole-run"
+    printed = folder / "printed.txt"
+    with FileLock(f"{folder}.lock"):
+        if not printed.is_file():
+            folder.mkdir()
+            done = command(*SHORT, cwd=folder)
+            assert done.returncode == 0, done.stdout + done.stderr
+            printed.write_text(done.stdout)
+    return folder, printed.read_text()
 
 
 @pytest.fixture(scope="session")
