@@ -16,7 +16,9 @@ hypothesis.settings.load_profile("no deadline")
 
 def pytest_collection_modifyitems(items):
     """What takes long comes first: `make test` shares the files out over two processes, in this order."""
-    items.sort(key=lambda item: (item.get_closest_marker("ray") is None, item.get_closest_marker("distributed") is None))
+    items.sort(
+        key=lambda item: (item.get_closest_marker("ray") is None, item.get_closest_marker("distributed") is None)
+    )
 
 
 @pytest.fixture(autouse=True)
