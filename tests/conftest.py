@@ -1,5 +1,7 @@
 """Shared fixtures."""
 
+import shutil
+
 import hypothesis
 import pytest
 import torch
@@ -79,13 +81,14 @@ def job_writer(tmp_path, teacher):
 def whole(tmp_path_factory, worker_id):
     """An uninterrupted short run of the digits preset on Ray: (working directory, what it printed).
 
-    Made once, by whichever of `make test`'s processes needs it first; nobody changes what it left.
+    Made once, by whichever of `make test`'s processes needs it first; no test writes into the run.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "whole-run"
     printed = folder / "printed.txt"
     with FileLock(f"{folder}.lock"):
         if not printed.is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # a failed one, which another process reports
             folder.mkdir()
             done = command(*SHORT, cwd=folder)
             assert done.returncode == 0, done.stdout + done.stderr

@@ -25,7 +25,7 @@ POISON = {
 """Six iterations, of which those from 64 images on are poisoned: divergence at 96, begun at 64."""
 TOO_FAST = {
     "teacher__path": "builtin:digits", "batch__size": 32, "engine__micro_batch": 32, "run__report_every_kimg": 0.064,
-    "run__checkpoint_every_kimg": 0.064, "evaluation__every_kimg": 0.32, "evaluation__num_images": 100,
+    "run__checkpoint_every_kimg": 0.032, "evaluation__every_kimg": 0.32, "evaluation__num_images": 100,
     "evaluation__teacher_steps": 0, "optimizer__generator_lr": 3e-2, "optimizer__fake_score_lr": 3e-2,
     "guard__fid_factor": 1.5, "run__total_kimg": 0.192, "run__keep_checkpoints": 20,
 }  # fmt: skip
@@ -50,9 +50,9 @@ def events_in(folder):
 @pytest.mark.parametrize(
     "variants",
     [
-        [(1, "bf16")],
+        [(3, "bf16")],
         pytest.param(
-            [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (2, "bf16"), (3, "bf16")], marks=pytest.mark.slow
+            [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16")], marks=pytest.mark.slow
         ),
     ],
     ids=["corner", "matrix"],
