@@ -34,6 +34,12 @@ class World:
         dist.all_reduce(values)
         return values
 
+    def gather_tensor(self, values: Tensor) -> Tensor:
+        """Every worker's flat tensor, all of one size N, in the order of ranks, on every worker: (workers, N)."""
+        gathered = values.new_empty(self.size, values.numel())
+        dist.all_gather_into_tensor(gathered.view(-1), values)
+        return gathered
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any worker."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())

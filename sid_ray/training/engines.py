@@ -1,8 +1,8 @@
 """A network inside a DeepSpeed engine.
 
-All that the project knows about DeepSpeed is here. Gradient flows through the fake score while the generator
-learns: networks are therefore always called as `.module`, never through the engine's own forward, whose hooks
-would take those gradients for the fake score's own.
+All that the project knows about DeepSpeed is here, and in `shares` what it cuts parameters into. Gradient flows
+through the fake score while the generator learns: networks are therefore always called as `.module`, never through the
+engine's own forward, whose hooks would take those gradients for the fake score's own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from typing import Any
 
@@ -22,6 +22,7 @@ from sid_ray.diffusion.denoiser import Denoiser
 from sid_ray.diffusion.generator import one_hot
 from sid_ray.training.distributed import World
 from sid_ray.training.optimizer import AdamWithEMA
+from sid_ray.training.shares import gather_full, set_share
 
 STATE_KEYS = ("exp_avg", "exp_avg_sq")
 LARGEST_BUCKET = 12_288 * 4096
@@ -159,26 +160,24 @@ class TrainedNetwork:
         """The module in eval mode with parameters that take no gradient."""
         return frozen(self.module)
 
-    def gather(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield for each parameter its name and full float32 tensors: `weight`, Adam's moments, `ema`.
+    def gather(self, keys: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yield for each parameter its name and full float32 tensors: those of `keys`, else all of `self.keys`.
 
         Collective: every rank must consume it to the end. The tensors are valid until the next item.
         """
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        keys = self.keys[1:]
-        for name, p in self.module.named_parameters():
-            if self.stage == 0:
-                yield name, {"weight": p.detach()} | {key: self.adam.state[p][key] for key in keys}
-            else:
-                states = {key: safe_get_full_optimizer_state(p, key) for key in keys}
-                yield name, {"weight": safe_get_full_fp32_param(p)} | states
+        keys = keys or self.keys
+        parameters = dict(self.module.named_parameters())
+        if self.stage > 0:
+            yield from gather_full(parameters, keys, self.stage, self.world)
+            return
+        for name, p in parameters.items():
+            yield name, {key: p.detach() if key == "weight" else self.adam.state[p][key] for key in keys}
 
     def average(self) -> dict[str, Tensor]:
         """Full moving average on the CPU, with the buffers: a plain state dict. Collective."""
         buffers = self.module.named_buffers()
         state = {name: b.detach().float().cpu() for name, b in buffers if name in self.buffers}
-        return state | {name: tensors["ema"].cpu().clone() for name, tensors in self.gather()}
+        return state | {name: tensors["ema"].cpu().clone() for name, tensors in self.gather(["ema"])}
 
     def load(self, tensors: dict[str, dict[str, Tensor]], steps: int) -> None:
         """Set weights, moments and average by parameter name, and Adam's step count.
@@ -189,7 +188,10 @@ class TrainedNetwork:
         with torch.no_grad():
             for name, p in self.module.named_parameters():
                 for key, value in tensors[name].items():
-                    self._set(p, key, value.to(p.device))
+                    if self.stage > 0:
+                        set_share(p, key, value.to(p.device), self.stage, self.world)
+                    else:
+                        (p if key == "weight" else self.adam.state[p][key]).copy_(value)
         for state in self.adam.state.values():
             state["step"].fill_(steps)
 
@@ -197,30 +199,6 @@ class TrainedNetwork:
         """Let go of DeepSpeed's hooks and of all memory."""
         self.adam.state.clear()
         destroy_engine(self.engine)
-
-    def _set(self, p: Tensor, key: str, value: Tensor) -> None:
-        from deepspeed.utils import (
-            safe_set_full_fp32_param,
-            safe_set_full_optimizer_state,
-            safe_set_local_fp32_param,
-            safe_set_local_optimizer_state,
-        )
-
-        if self.stage == 0:
-            (p if key == "weight" else self.adam.state[p][key]).copy_(value)
-        elif self.stage == 3:
-            # The setters of full values fail where a parameter does not divide evenly, so cut the share here.
-            share = p.ds_tensor.ds_numel  # type: ignore[attr-defined]
-            padded = torch.nn.functional.pad(value.flatten(), (0, share * self.world.size - value.numel()))
-            local = padded[share * self.world.rank :][:share].clone()
-            if key == "weight":
-                safe_set_local_fp32_param(p, local)
-            else:
-                safe_set_local_optimizer_state(p, local, key)
-        elif key == "weight":
-            safe_set_full_fp32_param(p, value)
-        else:
-            safe_set_full_optimizer_state(p, value, key)
 
     def _create_optimizer_state(self, weights: dict[str, Tensor]) -> None:
         """Bring the optimizer state into being with a step of learning rate 0, then set it as if there was none.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -101,9 +102,12 @@ class Conv2d(nn.Module):
             self.bias = nn.Parameter(torch.empty(out_channels))
             init(self)
         self.box = resample_filter == (1, 1)
-        taps = torch.tensor(resample_filter, dtype=torch.float32)
-        lowpass = taps.outer(taps)[None, None] / taps.sum().square()
-        self.register_buffer("resample_filter", lowpass if up or down else None)
+        lowpass = None
+        if up or down:
+            # In NumPy: on the meta device torch would import its whole compiler to multiply, a second of any start.
+            taps = np.array(resample_filter, dtype=np.float32)
+            lowpass = torch.tensor(np.outer(taps, taps)[None, None] / taps.sum() ** 2)
+        self.register_buffer("resample_filter", lowpass)
 
     def _upsample(self, x: Tensor) -> Tensor:
         if self.box:
