@@ -6,7 +6,7 @@
         progress.json                           the counters
         complete.json                           size and sha256 of all files; written last
 
-Each rank writes its share of the parameters, one at a time as they are gathered; when all have, rank 0 writes the
+Each rank writes its share of the parameters, a few at a time as they are gathered; when all have, rank 0 writes the
 marker (`storage.depot`). Any number of workers and any ZeRO stage reads it.
 """
 

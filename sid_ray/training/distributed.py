@@ -34,11 +34,9 @@ class World:
         dist.all_reduce(values)
         return values
 
-    def gather_tensor(self, values: Tensor) -> Tensor:
-        """Every worker's flat tensor, all of one size N, in the order of ranks, on every worker: (workers, N)."""
-        gathered = values.new_empty(self.size, values.numel())
-        dist.all_gather_into_tensor(gathered.view(-1), values)
-        return gathered
+    def gather_rows(self, rows: Tensor) -> None:
+        """Fill in the other workers' rows of (workers, N) float32, each of which has its own row there."""
+        dist.all_gather_into_tensor(rows.view(-1), rows[self.rank])
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any worker."""

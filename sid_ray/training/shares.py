@@ -30,7 +30,7 @@ def gather_full(
     # Few collectives: one for each tensor would cost a network of a thousand small tensors far more than its bytes.
     for names in consecutive(sizes, GATHERED_AT_ONCE):
         wanted = [(parameters[name], key) for name in names for key in keys]
-        tensors = iter(_from_shares(wanted, world) if stage == 3 else _from_fragments(wanted, world))
+        tensors = _from_shares(wanted, world) if stage == 3 else _from_fragments(wanted, world)
         for name in names:
             yield name, {key: next(tensors).view(full_shape(parameters[name], stage)) for key in keys}
 
@@ -79,7 +79,7 @@ def consecutive(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
 
 
 @torch.no_grad()
-def _from_fragments(wanted: list[tuple[nn.Parameter, str]], world: World) -> Sequence[Tensor]:
+def _from_fragments(wanted: list[tuple[nn.Parameter, str]], world: World) -> Iterator[Tensor]:
     """Flat full tensors at stages 1 and 2: each worker adds its part to zeros."""
     sizes = [p.numel() for p, _ in wanted]
     flat = torch.zeros(sum(sizes), device=world.device)
@@ -89,17 +89,18 @@ def _from_fragments(wanted: list[tuple[nn.Parameter, str]], world: World) -> Seq
             address = part.lp_fragment_address
             whole[address.start :][: address.numel].copy_(part.get_hp_fragment(None if key == "weight" else key))
     world.sum(flat)
-    return flat.split(sizes)
+    yield from flat.split(sizes)
 
 
 @torch.no_grad()
-def _from_shares(wanted: list[tuple[nn.Parameter, str]], world: World) -> Sequence[Tensor]:
+def _from_shares(wanted: list[tuple[nn.Parameter, str]], world: World) -> Iterator[Tensor]:
     """Flat full tensors at stage 3: the workers' shares one after the other, without the padding."""
     from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
-    shares = [
-        safe_get_local_fp32_param(p) if key == "weight" else safe_get_local_optimizer_state(p, key) for p, key in wanted
-    ]
-    ranks = world.gather_tensor(torch.cat(shares))
-    cuts = ranks.split([s.numel() for s in shares], dim=1)
-    return [parts.flatten()[: p.ds_numel] for (p, _), parts in zip(wanted, cuts, strict=True)]  # type: ignore[attr-defined]
+    sizes = [p.ds_tensor.ds_numel for p, _ in wanted]  # type: ignore[attr-defined]
+    ranks = torch.empty(world.size, sum(sizes), device=world.device)
+    for (p, key), own in zip(wanted, ranks[world.rank].split(sizes), strict=True):
+        own.copy_(safe_get_local_fp32_param(p) if key == "weight" else safe_get_local_optimizer_state(p, key))
+    world.gather_rows(ranks)
+    for (p, _), parts in zip(wanted, ranks.split(sizes, dim=1), strict=True):
+        yield parts.flatten()[: p.ds_numel]  # type: ignore[attr-defined]
