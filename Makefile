@@ -57,6 +57,7 @@ bench: install
 	$(BIN)/python -m benchmarks.modes --json bench/modes.json
 	$(BIN)/python -m benchmarks.sharding --json bench/sharding.json
 	$(BIN)/python -m benchmarks.scaling --json bench/scaling.json
+	$(BIN)/python -m benchmarks.checkpoints --json bench/checkpoints.json
 	$(BIN)/python -m benchmarks.overheads loop --json bench/loop-digits.json
 	$(BIN)/python -m benchmarks.overheads loop --preset cifar10-uncond --batch 4 --rounds 5 --threads 2 \
 		--json bench/loop-cifar10.json

@@ -12,12 +12,10 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import multiprocessing
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ranks import on_ranks
 from sid_ray.config import Config, load_config
 
 STAGES = (0, 1, 2, 3)
@@ -75,39 +73,11 @@ def main() -> None:
             for stage in STAGES
             if not (stage == 0 and precision == "bf16")
         ]
-        rows += on_ranks(ranks, jobs)
+        rows += on_ranks(ranks, measure, jobs)
         print(f"{ranks} ranks: done", flush=True)
     if given.json:
         given.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print("\n".join(table(rows)))
-
-
-def on_ranks(ranks: int, jobs: list[Config]) -> list[dict[str, Any]]:
-    """The first rank's measurements of each job, one after the other in one process group."""
-    context = multiprocessing.get_context("spawn")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    results = context.SimpleQueue()
-    processes = [context.Process(target=_rank, args=(rank, ranks, port, jobs, results)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    rows = [results.get() for _ in jobs]
-    for process in processes:
-        process.join()
-    return rows
-
-
-def _rank(rank: int, ranks: int, port: int, jobs: list[Config], results: Any) -> None:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in place.items()}
-    import torch
-
-    torch.set_num_threads(1)
-    for config in jobs:
-        row = measure(config, ranks)
-        if rank == 0:
-            results.put(row)
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

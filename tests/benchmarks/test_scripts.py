@@ -8,12 +8,13 @@ import sys
 import pytest
 import torch
 
-from benchmarks import fid
+from benchmarks import checkpoints, fid
 from benchmarks.compare import configuration
 from benchmarks.modes import count_published
 from benchmarks.plain import plain_iteration
+from benchmarks.ranks import on_ranks
 from benchmarks.sharding import configuration as sharded
-from benchmarks.sharding import on_ranks
+from benchmarks.sharding import measure
 from sid_ray.teachers.sources import load_denoiser
 from sid_ray.training.bench import one_worker
 from sid_ray.training.rehearsal import rehearse
@@ -47,11 +48,19 @@ def test_the_fid_of_the_untrained_generator_is_that_of_its_record():
     assert row["FID bf16"] != row["FID fp32"]
 
 
+def test_checkpoints_are_written_and_timed_both_ways():
+    row = checkpoints.measure(1, sharded("digits", 1, 1, 1, "fp32"), 1)
+    ways = {f"{what} {how}" for what in ("checkpoint", "average") for how in ("together", "apart")}
+    assert row["seconds"].keys() == ways and min(row["seconds"].values()) > 0
+    assert f"| 1 | {row['parameters'] / 1e6:.2f} M | 1 |" in checkpoints.table([row])[-1]
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_shards_are_as_large_as_the_formula_says_and_volumes_as_theory_says():
     """Two ranks, float32. The formula is of the peak, and so somewhat above what is kept after a step."""
-    rows = {row["stage"]: row for row in on_ranks(2, [sharded("digits", 2, 1, stage, "fp32") for stage in range(4)])}
+    jobs = [sharded("digits", 2, 1, stage, "fp32") for stage in range(4)]
+    rows = {row["stage"]: row for row in on_ranks(2, measure, jobs)}
     for row in rows.values():
         assert 0 <= (row["formula"] - row["kept"]) / row["parameters"] <= 16, row
     whole = 2 * 4 * rows[0]["parameters"]
