@@ -16,6 +16,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.ranks import on_ranks
 from benchmarks.sharding import configuration
@@ -32,13 +33,12 @@ def measure(rounds: int, config: Config, ranks: int) -> dict[str, Any]:
     iteration, networks, world = one_worker(config)
     iteration(0)
     seconds: dict[str, list[float]] = {}
-    together = shares.GATHERED_AT_ONCE
+    ways = {"together": shares.GATHERED_AT_ONCE, "apart": 1}
     for nimg in range(rounds):
-        for how, limit in (("together", together), ("apart", 1)):
-            shares.GATHERED_AT_ONCE = limit
-            for what, took in _once(networks, world, nimg).items():
-                seconds.setdefault(f"{what} {how}", []).append(took)
-    shares.GATHERED_AT_ONCE = together
+        for how, limit in ways.items():
+            with mock.patch.object(shares, "GATHERED_AT_ONCE", limit):
+                for what, took in _once(networks, world, nimg).items():
+                    seconds.setdefault(f"{what} {how}", []).append(took)
     parameters = sum(p.numel() for p in networks.plain.parameters())
     networks.destroy()
     medians = {name: statistics.median(values) for name, values in seconds.items()}

@@ -168,7 +168,7 @@ class TrainedNetwork:
         keys = keys or self.keys
         parameters = dict(self.module.named_parameters())
         if self.stage > 0:
-            yield from gather_full(parameters, keys, self.stage, self.world)
+            yield from gather_full(parameters, self.shapes, keys, self.stage, self.world)
             return
         for name, p in parameters.items():
             yield name, {key: p.detach() if key == "weight" else self.adam.state[p][key] for key in keys}

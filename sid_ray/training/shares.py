@@ -20,24 +20,24 @@ GATHERED_AT_ONCE = 2**23
 
 
 def gather_full(
-    parameters: Mapping[str, nn.Parameter], keys: Sequence[str], stage: int, world: World
+    parameters: Mapping[str, nn.Parameter],
+    shapes: Mapping[str, tuple[int, ...]],
+    keys: Sequence[str],
+    stage: int,
+    world: World,
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield for each parameter, in order, its name and the full float32 tensor of each key; `stage` is 1, 2 or 3.
 
+    `shapes`: the full ones, of which stage 3 leaves nothing in the parameters.
     Collective: every worker must consume it to the end. The tensors are valid until the next item.
     """
-    sizes = {name: len(keys) * math.prod(full_shape(p, stage)) for name, p in parameters.items()}
+    sizes = {name: len(keys) * math.prod(shape) for name, shape in shapes.items()}
     # Few collectives: one for each tensor would cost a network of a thousand small tensors far more than its bytes.
     for names in consecutive(sizes, GATHERED_AT_ONCE):
         wanted = [(parameters[name], key) for name in names for key in keys]
         tensors = _from_shares(wanted, world) if stage == 3 else _from_fragments(wanted, world)
         for name in names:
-            yield name, {key: next(tensors).view(full_shape(parameters[name], stage)) for key in keys}
-
-
-def full_shape(p: nn.Parameter, stage: int) -> tuple[int, ...]:
-    """Shape of a parameter, of which stage 3 leaves nothing in place."""
-    return tuple(p.ds_shape if stage == 3 else p.shape)  # type: ignore[attr-defined]
+            yield name, {key: next(tensors).view(shapes[name]) for key in keys}
 
 
 def set_share(p: nn.Parameter, key: str, value: Tensor, stage: int, world: World) -> None:
